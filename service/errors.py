@@ -1,0 +1,135 @@
+"""Every error that Causeway itself raises, in one tree.
+
+    CausewayError
+    ├── ConfigError                      the start stops; names the setting
+    ├── SchemaError                      the start stops; says which command to run
+    └── Problem                          an answer to a caller: status, code, message
+        ├── NotAnEvent          400 not_an_event          signed, but no event
+        ├── BadRequest          400 bad_request           a parameter that cannot be understood
+        ├── BadSignature        401 bad_signature         none, or none that matches
+        ├── Unauthenticated     401 unauthenticated       no token, or not one of ours
+        ├── Forbidden           403 forbidden             a good token without the scope
+        ├── AddressNotAllowed   403 address_not_allowed   not in CAUSEWAY_ALLOWED_IPS
+        ├── NotFound            404 not_found             no such path, event or token
+        ├── UnknownSource       404 unknown_source        no secret is known for that source
+        ├── MethodNotAllowed    405 method_not_allowed
+        ├── NotAcceptable       406 not_acceptable        no spelling that `Accept` allows
+        ├── BodyTimeout         408 body_timeout          the body trickled in too slowly
+        ├── LogDiverged         409 log_diverged          the reader saw another history
+        ├── PositionAhead       409 position_ahead        the log never got there
+        ├── PositionPruned      410 position_pruned       gone; says what is left
+        ├── BodyTooLarge        413 body_too_large
+        ├── TooManyStreams      429 too_many_streams
+        ├── LogUnavailable      503 log_unavailable       Postgres cannot answer now
+        ├── Overloaded          503 overloaded            the append queue is full
+        └── Draining            503 draining              this process is stopping
+
+`code` is stable; `message` says what was wrong and what to do, and never holds a secret, a token or
+a body. Foreign exceptions are translated where they enter.
+"""
+
+from collections.abc import Mapping
+
+
+class CausewayError(Exception):
+    """The root of all errors raised by Causeway."""
+
+
+class ConfigError(CausewayError):
+    """A setting that stops the start. The message names it and says what was expected."""
+
+
+class SchemaError(CausewayError):
+    """The database's schema does not fit this code. The message says which command to run."""
+
+
+class Problem(CausewayError):
+    """An error with an HTTP answer.
+
+    `retry_after_s` becomes a `Retry-After` header; `details` are stable fields beside the message.
+    """
+
+    status = 500
+    code = "internal_error"
+    retry_after_s: int | None = None
+
+    def __init__(self, message: str, **details: str | int) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details: Mapping[str, str | int] = details
+
+
+class NotAnEvent(Problem):
+    status, code = 400, "not_an_event"
+
+
+class BadRequest(Problem):
+    status, code = 400, "bad_request"
+
+
+class BadSignature(Problem):
+    status, code = 401, "bad_signature"
+
+
+class Unauthenticated(Problem):
+    status, code = 401, "unauthenticated"
+
+
+class Forbidden(Problem):
+    status, code = 403, "forbidden"
+
+
+class AddressNotAllowed(Problem):
+    status, code = 403, "address_not_allowed"
+
+
+class NotFound(Problem):
+    status, code = 404, "not_found"
+
+
+class UnknownSource(Problem):
+    status, code = 404, "unknown_source"
+
+
+class MethodNotAllowed(Problem):
+    status, code = 405, "method_not_allowed"
+
+
+class NotAcceptable(Problem):
+    status, code = 406, "not_acceptable"
+
+
+class BodyTimeout(Problem):
+    status, code = 408, "body_timeout"
+
+
+class LogDiverged(Problem):
+    status, code = 409, "log_diverged"
+
+
+class PositionAhead(Problem):
+    status, code = 409, "position_ahead"
+
+
+class PositionPruned(Problem):
+    status, code = 410, "position_pruned"
+
+
+class BodyTooLarge(Problem):
+    status, code = 413, "body_too_large"
+
+
+class TooManyStreams(Problem):
+    status, code, retry_after_s = 429, "too_many_streams", 10
+
+
+class LogUnavailable(Problem):
+    status, code, retry_after_s = 503, "log_unavailable", 5
+
+
+class Overloaded(Problem):
+    status, code, retry_after_s = 503, "overloaded", 2
+
+
+class Draining(Problem):
+    status, code, retry_after_s = 503, "draining", 1
