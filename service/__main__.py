@@ -1,0 +1,200 @@
+"""The commands: `causeway ...` and `python -m service ...`.
+
+Each command reads its options and calls the module that does the work; a known error becomes one
+sentence on standard error and exit 1 (2 for options that cannot be right). A plain install is for
+clients and has no commands: it says what to install.
+"""
+
+import sys
+
+try:
+    from random import SystemRandom
+    from typing import Annotated
+
+    import typer
+    from rich.console import Console
+
+    from service import __version__, terminal
+    from service import demo as demonstration
+    from service.client import SubscribeError, subscribe
+    from service.config import split_secrets
+    from service.errors import CausewayError
+    from service.simulate import Plan
+except ModuleNotFoundError as missing:
+    if (missing.name or "service").partition(".")[0] == "service":
+        raise
+    sys.exit(f"{missing.name} is missing: install the service with: pip install 'causeway[server]'")
+
+app = typer.Typer(
+    help="Causeway: Bridge's webhooks, proven, kept in one order, and handed on.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,  # its tracebacks show locals: tokens and secrets among them
+)
+
+Url = Annotated[str, typer.Option(envvar="CAUSEWAY_URL", help="Where the service is.")]
+Rate = Annotated[float, typer.Option(min=0.001, help="Events a second.")]
+Count = Annotated[int | None, typer.Option(min=1, help="Stop after so many events.")]
+
+
+def main() -> None:
+    """Run the command that the arguments name, and exit with its code."""
+    try:
+        app()
+    except (CausewayError, SubscribeError) as error:
+        terminal.warn(str(error))
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def show_version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Bridge's webhooks, proven, kept in one order, and handed on."""
+    if version:
+        terminal.write_line(f"causeway {__version__}")
+        raise typer.Exit
+
+
+# The service: serve, migrate.
+
+# The log: audit, token.
+
+# To try and to watch: demo, simulate, tail.
+
+
+@app.command()
+def demo(
+    rate: Rate = 5.0,
+    count: Count = None,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Stop after so long.")] = None,
+) -> None:
+    """See it work: a service of its own, a simulated Bridge and a live reader.
+
+    Needs nothing and leaves nothing behind. Each event is a line with the time of each stage; at
+    Ctrl-C comes a summary.
+    """
+    wishes = demonstration.Wishes(rate=rate, count=count, seconds=seconds)
+    console = Console()
+    is_good = terminal.run_until_stopped(lambda stop: demonstration.run(wishes, stop, console))
+    raise typer.Exit(0 if is_good else 1)
+
+
+@app.command()
+def simulate(
+    secret: Annotated[
+        str,
+        typer.Option(
+            envvar="BRIDGE_WEBHOOK_SECRET",
+            show_default=False,
+            help="The webhook's secret; two while it is being changed: new,old.",
+        ),
+    ],
+    url: Url = "http://127.0.0.1:8000",
+    source: Annotated[str | None, typer.Option(help="Post to this source's own path.")] = None,
+    rate: Rate = 10.0,
+    count: Count = None,
+    duplicates: Annotated[
+        float, typer.Option(min=0, max=1, help="Fraction of the events that are sent again.")
+    ] = 0.0,
+    forged: Annotated[
+        float, typer.Option(min=0, max=1, help="Fraction with a wrong signature; 401 is expected.")
+    ] = 0.0,
+    rotate: Annotated[
+        bool, typer.Option("--rotate", help="Sign with the old secret, then both, then the new.")
+    ] = False,
+    retries: Annotated[int, typer.Option(min=0, help="Tries after the first.")] = 8,
+    retry_base: Annotated[
+        float, typer.Option(min=0.001, help="Seconds before the first of them; then doubling.")
+    ] = 1.0,
+    connections: Annotated[int, typer.Option(min=1, help="Calls open at once at most.")] = 64,
+    seed: Annotated[int | None, typer.Option(help="The same events in the same order.")] = None,
+) -> None:
+    """Send signed events as Bridge does, retries included, and report what came back.
+
+    For test instances of your own: the events stay in their log. Exit 1 if any call was not
+    answered as it should be.
+    """
+    plan = Plan(
+        url=url,
+        secrets=_secrets(secret),
+        source=source,
+        rate=rate,
+        count=count,
+        duplicates=duplicates,
+        forged=forged,
+        is_rotating=rotate,
+        retries=retries,
+        retry_base_s=retry_base,
+        connections=connections,
+        seed=SystemRandom().getrandbits(32) if seed is None else seed,
+    )
+    console = Console()
+    report = terminal.run_until_stopped(lambda stop: terminal.simulate(plan, stop, console))
+    terminal.show_report(report, console)
+    raise typer.Exit(0 if report.is_good else 1)
+
+
+@app.command()
+def tail(
+    token: Annotated[
+        str,
+        typer.Option(
+            envvar="CAUSEWAY_STREAM_TOKEN",
+            show_default=False,
+            help="A token with the scope `stream`.",
+        ),
+    ],
+    url: Url = "http://127.0.0.1:8000",
+    after: Annotated[str | None, typer.Option(help="Begin after this id (1042.9f3ac01b).")] = None,
+    from_start: Annotated[
+        bool, typer.Option("--from-start", help="Begin with the first event of the log.")
+    ] = False,
+    since: Annotated[
+        str | None, typer.Option(help="Begin at a time: ISO 8601, or Unix milliseconds.")
+    ] = None,
+    type_: Annotated[
+        list[str] | None, typer.Option("--type", help="Only this type, or item.* (repeatable).")
+    ] = None,
+    item_id: Annotated[list[int] | None, typer.Option(help="Only this item (repeatable).")] = None,
+    account_id: Annotated[list[int] | None, typer.Option(help="Only this account.")] = None,
+    user_uuid: Annotated[list[str] | None, typer.Option(help="Only this user.")] = None,
+    source: Annotated[list[str] | None, typer.Option(help="Only from this source.")] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="One CloudEvents JSON object a line.")
+    ] = False,
+) -> None:
+    """Watch the events arrive, one a line. Begins now unless told otherwise; Ctrl-C ends it.
+
+    A lost connection is opened again where it broke, and a line on standard error says so.
+    """
+    try:
+        events = subscribe(
+            url,
+            token,
+            after=after,
+            from_start=from_start,
+            since=since,
+            types=type_ or (),
+            item_ids=item_id or (),
+            account_ids=account_id or (),
+            user_uuids=user_uuid or (),
+            sources=source or (),
+            on_interruption=lambda it: terminal.warn(terminal.interruption_line(it)),
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    lines = terminal.follow(events, as_json=json, write=terminal.write_line)
+    terminal.run_until_stopped(lambda stop: terminal.until_stopped(stop, lines))
+
+
+def _secrets(text: str) -> tuple[str, ...]:
+    try:
+        return split_secrets(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"BRIDGE_WEBHOOK_SECRET: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

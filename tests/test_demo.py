@@ -1,0 +1,121 @@
+"""The demo: one command shows the whole way, and leaves nothing behind."""
+
+import asyncio
+import io
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from service import demo
+from service.errors import CausewayError
+
+DEADLINE_S = 120.0
+
+
+def folders() -> set[Path]:
+    return set(Path("/tmp").glob("causeway-demo-*"))
+
+
+async def demonstrate(*options: str, interrupt_after_lines: int = 0) -> tuple[int | None, str]:
+    """Run the command without a terminal; return its exit code and what it printed."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "service", "demo", *options),
+        env=os.environ | {"CAUSEWAY_BODY_MAX_BYTES": "not a number", "PYTHONUNBUFFERED": "1"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    shown = ""
+    async with asyncio.timeout(DEADLINE_S):
+        while line := (await process.stdout.readline()).decode():
+            shown += line
+            if interrupt_after_lines and len(journeys(shown)) == interrupt_after_lines:
+                process.send_signal(signal.SIGINT)
+                interrupt_after_lines = 0
+        await process.wait()
+    return process.returncode, shown
+
+
+def journeys(shown: str) -> list[int]:
+    """The positions of the events that were shown, each with its three times."""
+    time = r"[\d.]+ (?:ms|s)"
+    return [int(p) for p in re.findall(rf"(?m)^ +(\d+)  \S+ +{time} +{time} +{time}$", shown)]
+
+
+async def test_demo_shows_each_event_once_and_sums_up() -> None:
+    before = folders()
+    code, shown = await demonstrate("--count", "40", "--rate", "40")
+    assert code == 0, shown
+    events = len(journeys(shown))
+    assert journeys(shown) == list(range(1, events + 1))
+    refused = int(re.search(r"(\d+) forged: refused", shown)[1])  # type: ignore[index]
+    assert events + refused == 40
+    assert f"{events} events" in shown
+    assert re.search(r"\d+ sent again: no second position", shown)
+    assert folders() <= before
+
+
+async def test_ctrl_c_ends_the_demo_with_its_summary() -> None:
+    before = folders()
+    code, shown = await demonstrate("--rate", "30", interrupt_after_lines=10)
+    assert code == 0, shown
+    assert "received → delivered" in shown
+    assert f"{len(journeys(shown))} events" in shown
+    assert folders() <= before
+
+
+async def test_the_lines_to_paste_work(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "service", "demo", "--rate", "1"),
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    lines: list[str] = []
+    async with asyncio.timeout(DEADLINE_S):
+        while not lines or not lines[-1].startswith("Each line"):
+            lines.append((await process.stdout.readline()).decode())
+        pasted = [line for line in lines if line.startswith("  ")]
+        answers = [await paste(line) for line in pasted]
+        process.send_signal(signal.SIGINT)
+        shown = (await process.stdout.read()).decode()
+        await process.wait()
+    stream, page, metrics, webhook = answers
+    assert "event: " in stream
+    assert '"specversion"' in page
+    assert "causeway_webhooks_received_total" in metrics
+    assert "200 OK" in webhook
+    assert "causeway-position" in webhook.lower()
+    assert "TEST_EVENT" in shown
+    assert process.returncode == 0
+
+
+async def paste(line: str) -> str:
+    """Run a line in a shell; the stream, which never ends, for two seconds."""
+    line = line.replace("curl -N", "curl --max-time 2 -N").replace("curl ", "curl -s ")
+    shell = await asyncio.create_subprocess_shell(line, stdout=asyncio.subprocess.PIPE)
+    shown, _ = await shell.communicate()
+    return shown.decode()
+
+
+@pytest.mark.parametrize(
+    ("script", "how"),
+    [
+        ("print('no luck today'); raise SystemExit(3)", "ended"),
+        ("print('no luck today', flush=True); import time; time.sleep(60)", "was not ready"),
+    ],
+)
+async def test_a_service_that_does_not_start_shows_its_last_log_lines(
+    monkeypatch: pytest.MonkeyPatch, script: str, how: str
+) -> None:
+    monkeypatch.setattr(demo, "SERVE", (sys.executable, "-c", script))
+    monkeypatch.setattr(demo, "START_S", 2.0)
+    before = folders()
+    with pytest.raises(CausewayError, match=f"the service {how}.*\nno luck today"):
+        await demo.run(demo.Wishes(), asyncio.Event(), Console(file=io.StringIO()))
+    assert folders() <= before
