@@ -1,0 +1,135 @@
+"""Postgres: connections, named statements, and what its errors mean.
+
+Owns how a session is set up, as which role the service acts, and the one place where asyncpg's
+errors become ours.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from service.errors import LogUnavailable, SchemaError
+
+if TYPE_CHECKING:
+    Connection = asyncpg.Connection[asyncpg.Record]
+    Pool = asyncpg.Pool[asyncpg.Record]
+else:  # generic only for the type checker
+    Connection = asyncpg.Connection
+    Pool = asyncpg.Pool
+
+SQL_DIR = Path(__file__).parent.parent / "sql"
+SERVICE_ROLE = "causeway_service"
+_STATEMENT = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
+
+# A writer that dies half-open holds the append lock until the server notices: keepalives and
+# timeouts make that seconds. Plans are made anew, so that filters that are NULL fold away.
+SESSION: Mapping[str, str] = {
+    "application_name": "causeway",
+    "statement_timeout": "30s",
+    "lock_timeout": "5s",
+    "idle_in_transaction_session_timeout": "10s",
+    "tcp_keepalives_idle": "30",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "30s",
+    "plan_cache_mode": "force_custom_plan",
+    "jit": "off",
+}
+CONNECT_TIMEOUT_S = 5.0
+COMMAND_TIMEOUT_S = 35.0  # past statement_timeout: only a server that is gone gets there
+
+# What asyncpg raises when Postgres is away, busy, stopping, or takes too long.
+AWAY = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.exceptions.OperatorInterventionError,
+    asyncpg.exceptions.InsufficientResourcesError,
+    asyncpg.exceptions.LockNotAvailableError,
+    asyncpg.exceptions.IdleInTransactionSessionTimeoutError,
+    asyncpg.exceptions.ReadOnlySQLTransactionError,
+    asyncpg.exceptions.PostgresSystemError,
+)
+
+# A login or a database that does not exist: waiting does not help.
+NO_ACCESS = (
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+)
+
+
+def statements(module: str) -> SimpleNamespace:
+    """Return the named statements of `sql/<module>.sql` as attributes."""
+    parts = _STATEMENT.split((SQL_DIR / f"{module}.sql").read_text())[1:]
+    named = {name: sql.strip() for name, sql in zip(parts[::2], parts[1::2], strict=True)}
+    return SimpleNamespace(**named)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn asyncpg's errors for a database that is away into `LogUnavailable`."""
+    try:
+        yield
+    except AWAY as error:
+        if isinstance(error, ValueError):  # a value that asyncpg cannot encode: ours to mend
+            raise
+        raise LogUnavailable(
+            f"the database cannot answer now ({type(error).__name__}); try again"
+        ) from error
+
+
+async def connect(dsn: str) -> Connection:
+    """Open one session of the service, set up as SESSION says."""
+    return await asyncpg.connect(
+        dsn,
+        timeout=CONNECT_TIMEOUT_S,
+        command_timeout=COMMAND_TIMEOUT_S,
+        server_settings=dict(SESSION),
+    )
+
+
+def create_pool(
+    dsn: str, *, max_size: int, role: str | None = None, is_pooler: bool = False
+) -> Pool:
+    """Return a pool that is opened when it is first used (`await pool` or `async with pool`).
+
+    It opens no connection before one is asked for, so a database that is away does not stop the
+    start. A dead connection is replaced when it is next asked for. Through a pooler no session
+    setting and no named statement is used.
+    """
+    session = dict(SESSION) | ({"role": role} if role else {})
+    return asyncpg.create_pool(
+        dsn,
+        min_size=0,
+        max_size=max_size,
+        timeout=CONNECT_TIMEOUT_S,
+        command_timeout=COMMAND_TIMEOUT_S,
+        server_settings=None if is_pooler else session,
+        statement_cache_size=0 if is_pooler else 100,
+    )
+
+
+async def service_role(connection: Connection) -> str | None:
+    """Return the role to act as: the service's own, if the login could do more than it may.
+
+    None if the login is as limited as the service's role. Raises SchemaError if the login lacks
+    that role.
+    """
+    [row] = await connection.fetch(
+        "SELECT current_user AS login, pg_has_role(current_user, $1, 'MEMBER') AS is_member, "
+        "has_table_privilege('causeway.event', 'UPDATE') AS can_update",
+        SERVICE_ROLE,
+    )
+    if not row["is_member"]:
+        raise SchemaError(
+            f"the login {row['login']} may not act as the service: "
+            f'run GRANT {SERVICE_ROLE} TO "{row["login"]}" as the owner'
+        )
+    return SERVICE_ROLE if row["can_update"] else None

@@ -1,0 +1,216 @@
+"""The log: append a batch, read in order, and know where it begins and ends.
+
+The only caller of `sql/eventlog.sql`. Promises: positions are dense and given in commit order, so
+whoever asks for what is after `p` misses nothing (the reasons stand in `append_events`). Errors of
+a database that is away leave as `LogUnavailable`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from operator import attrgetter
+from typing import Any
+
+from service.db import Connection, Pool, statements, translated
+from service.errors import LogDiverged, LogUnavailable, PositionAhead, PositionPruned
+from service.event import Event, NewEvent, event_id
+from service.filter import Filter
+
+_SQL = statements("eventlog")
+_COLUMNS = tuple(
+    attrgetter(name)
+    for name in (
+        "received_at",
+        "occurred_at",
+        "item_id",
+        "account_id",
+        "user_uuid",
+        "source",
+        "type",
+        "topic",
+        "digest",
+        "body",
+        "is_repeatable",
+    )
+)
+PAGE_EVENTS = 500
+PAGE_BYTES = 1024 * 1024
+SCAN_POSITIONS = 50_000  # how far one filtered read looks: some 20 ms at the worst
+
+Querier = Pool | Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """Where an event stands. `is_known`: it stood there before, this was a retry."""
+
+    position: int
+    is_known: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The log's ends. `anchor` is the place before the first event that is left."""
+
+    log_id: str
+    anchor_position: int
+    anchor_link: bytes
+    head_position: int
+    head_link: bytes
+
+    @property
+    def first_position(self) -> int:
+        """The first position that can be read, once there is one."""
+        return self.anchor_position + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Events oldest first, and the position up to which the log was looked through."""
+
+    events: list[Event]
+    scanned_to: int
+
+
+class EventLog:
+    """The log as its readers and the one appender see it."""
+
+    def __init__(self, readers: Querier, writer: Querier | None = None) -> None:
+        self._readers = readers
+        self._writer = writer if writer is not None else readers
+
+    async def append(self, events: Sequence[NewEvent], *, timeout_s: float) -> list[Appended]:
+        """Commit `events` in their order; return where each stands, in the same order.
+
+        When it returns, the events are on disk. When it raises LogUnavailable nothing is known:
+        they may be there or not, and appending them again is safe (but for repeatable ones, which
+        would be new events).
+        """
+        columns = [[get(event) for event in events] for get in _COLUMNS]
+        with translated():
+            rows = await self._writer.fetch(_SQL.append, *columns, timeout=timeout_s)
+        return [Appended(position, is_known) for position, is_known in rows]
+
+    async def read_after(
+        self, position: int, *, limit: int = PAGE_EVENTS, max_bytes: int = PAGE_BYTES
+    ) -> list[Event]:
+        """Return the events after `position`, oldest first, at most `limit`.
+
+        Fewer if their bodies pass `max_bytes`; empty only if there is none.
+        """
+        with translated():
+            rows = await self._readers.fetch(_SQL.read_after, position, limit, max_bytes)
+        return [Event(*row) for row in rows]
+
+    async def read_matching(
+        self,
+        position: int,
+        until: int,
+        filter_: Filter,
+        *,
+        limit: int = PAGE_EVENTS,
+        max_bytes: int = PAGE_BYTES,
+    ) -> Page:
+        """Return events after `position` and up to `until` that match, oldest first.
+
+        One call looks at SCAN_POSITIONS positions at most, so a page may be empty before `until`:
+        go on from `scanned_to`.
+        """
+        until = min(until, position + SCAN_POSITIONS)
+        with translated():
+            rows = await self._readers.fetch(
+                _SQL.read_matching, position, until, limit, max_bytes, *_conditions(filter_)
+            )
+        events = [Event(*row[:-1]) for row in rows]
+        is_cut = bool(rows) and (rows[0]["matched"] == limit or rows[0]["matched"] > len(rows))
+        return Page(events, events[-1].position if is_cut else until)
+
+    async def bounds(self) -> Bounds:
+        """Return where the log begins and ends now."""
+        with translated():
+            row = await self._readers.fetchrow(_SQL.bounds)
+        if row is None:
+            raise LogUnavailable("the log's own row is missing: run `causeway audit`")
+        return Bounds(str(row[0]), *row[1:])
+
+    async def link_at(self, position: int) -> bytes | None:
+        """Return the link at `position`, or None if it is not in the log."""
+        with translated():
+            link: bytes | None = await self._readers.fetchval(_SQL.link_at, position)
+        return link
+
+    async def check(self, position: int, link_digits: str | None) -> bytes:
+        """Return the link at `position` if a reader that was there can go on from it.
+
+        `link_digits` is what its id said (the first hex digits of the link it saw), or None,
+        unchecked. Raises PositionPruned, PositionAhead or LogDiverged; never silence.
+        """
+        link = await self.link_at(position)
+        if link is None:
+            raise await self._missing(position)
+        if link_digits is not None and not link.hex().startswith(link_digits):
+            raise LogDiverged(
+                f"the event at position {position} is {event_id(position, link)}, not "
+                f"{position}.{link_digits}: the log was restored or replaced since you read it",
+                position=position,
+            )
+        return link
+
+    async def check_kept(self, position: int) -> None:
+        """Raise PositionPruned unless everything after `position` is still in the log."""
+        bounds = await self.bounds()
+        if position < bounds.anchor_position:
+            raise _pruned(position, bounds)
+
+    async def _missing(self, position: int) -> PositionPruned | PositionAhead:
+        bounds = await self.bounds()
+        if position < bounds.anchor_position:
+            return _pruned(position, bounds)
+        return PositionAhead(
+            f"the log ends at position {bounds.head_position} and never got to {position}",
+            head_position=bounds.head_position,
+        )
+
+    async def find_time(self, moment: datetime) -> int:
+        """Return the first position received at or after `moment`; head + 1 if none was."""
+        with translated():
+            position: int = await self._readers.fetchval(_SQL.find_time, moment)
+        return position
+
+    async def forget_digests(self, before: datetime, *, limit: int) -> int:
+        """Forget at most `limit` digests of events received before `before`; return how many."""
+        with translated():
+            forgotten: int = await self._readers.fetchval(_SQL.forget_digests, before, limit)
+        return forgotten
+
+
+def _pruned(position: int, bounds: Bounds) -> PositionPruned:
+    return PositionPruned(
+        f"what follows position {position} is no longer kept; the first event left is "
+        f"{bounds.first_position}",
+        first_position=bounds.first_position,
+    )
+
+
+def _conditions(filter_: Filter) -> tuple[list[Any] | None, ...]:
+    """Return the filter's parameters of `read_matching`."""
+    topics = None if filter_.topics is None else sorted(filter_.topics)
+    exact, patterns = (None, topics) if filter_.has_patterns else (topics, None)
+    return (
+        exact,
+        None if patterns is None else [_like(topic) for topic in patterns],
+        *(
+            None if wanted is None else list(wanted)
+            for wanted in (
+                filter_.item_ids,
+                filter_.account_ids,
+                filter_.user_uuids,
+                filter_.sources,
+            )
+        ),
+    )
+
+
+def _like(topic: str) -> str:
+    literal = topic.rstrip("*").replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return literal + "%" if topic.endswith("*") else literal
