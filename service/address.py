@@ -1,0 +1,40 @@
+"""Who is calling, seen through proxies that we trust, and whether it may.
+
+Pure. `X-Forwarded-For` is read from its right end, where our own proxies wrote, and only as far as
+the callers named there are trusted proxies too: what stands further left is hearsay.
+"""
+
+import ipaddress
+from collections.abc import Iterable
+
+from service.config import Network
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def caller_address(
+    peer: str | None, forwarded: Iterable[str], trusted_proxies: tuple[Network, ...]
+) -> Address | None:
+    """Return the address of whoever called first outside our proxies; None if it can't be told.
+
+    `peer` is the socket's other end, `forwarded` the values of `X-Forwarded-For` in their order.
+    """
+    address = _parse(peer or "")
+    hops = [hop for value in forwarded for hop in value.split(",")]
+    while address is not None and hops and is_in(address, trusted_proxies):
+        address = _parse(hops.pop().strip())
+    return address
+
+
+def is_in(address: Address, networks: tuple[Network, ...]) -> bool:
+    """True if one of `networks` holds `address`."""
+    return any(address in network for network in networks)
+
+
+def _parse(text: str) -> Address | None:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
