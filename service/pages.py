@@ -1,0 +1,179 @@
+"""`GET /events` and `GET /events/{position}`: the log as pages of CloudEvents, and one event.
+
+For readers that poll. A page says where to go on (`last_id`), also when nothing matched; `wait`
+holds the answer back until there is something. Spellings by `Accept`: JSON with an envelope, a
+CloudEvents batch, or NDJSON; one event also as Bridge's exact bytes.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.auth import Caller, Tokens, bearer_token
+from service.cursor import (
+    FILTER_PARAMS,
+    START_PARAMS,
+    Params,
+    Start,
+    parse_begin,
+    parse_filter,
+    parse_place,
+    parse_query,
+    resolve,
+    single,
+)
+from service.errors import BadRequest, LogUnavailable, NotAcceptable, NotFound, PositionAhead
+from service.event import Event, cloudevent_json, event_id, one_line
+from service.eventlog import EventLog, Page
+from service.filter import Filter
+from service.window import Window
+
+PARAMS = FILTER_PARAMS | START_PARAMS | {"limit", "wait"}
+DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
+MAX_WAIT_S = 60
+PAGE_BYTES = 4 * 1024 * 1024
+JSON, BATCH, NDJSON = (
+    "application/json",
+    "application/cloudevents-batch+json",
+    "application/x-ndjson",
+)
+CLOUDEVENT, BYTES = "application/cloudevents+json", "application/octet-stream"
+
+
+class _Bell:
+    """Waits for the window to grow."""
+
+    def __init__(self) -> None:
+        self._rung = asyncio.Event()
+
+    def wake(self) -> None:
+        self._rung.set()
+
+    async def wait(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._rung.wait(), seconds)
+        except TimeoutError:
+            return
+
+
+class Pages:
+    """The two endpoints."""
+
+    def __init__(self, eventlog: EventLog, window: Window, tokens: Tokens) -> None:
+        self._eventlog = eventlog
+        self._window = window
+        self._tokens = tokens
+        self._clock = asyncio.get_running_loop().time
+
+    async def list_events(self, request: Request) -> Response:
+        """Answer one page of events, oldest first."""
+        params = parse_query(request.scope["query_string"], PARAMS)
+        caller = await self._authenticate(request)
+        media_type = negotiate(request.headers.get("accept"), (JSON, BATCH, NDJSON))
+        filter_ = parse_filter(params).intersect(caller.limits)
+        limit = _number(params, "limit", DEFAULT_LIMIT, 1, MAX_LIMIT)
+        deadline = self._clock() + _number(params, "wait", 0, 0, MAX_WAIT_S)
+        begin = parse_begin(params, request.headers.get("last-event-id"), Start())
+        position = await resolve(begin, self._eventlog, self._window)
+        page = await self._read(position, filter_, limit, deadline)
+        return await self._answer(page, media_type)
+
+    async def get_event(self, request: Request) -> Response:
+        """Answer one event, by its position or its id."""
+        parse_query(request.scope["query_string"], ())
+        caller = await self._authenticate(request)
+        media_type = negotiate(request.headers.get("accept"), (CLOUDEVENT, JSON, BYTES))
+        place = parse_place(request.path_params["position"], "position")
+        try:
+            await self._eventlog.check(place.position, place.link_digits)
+        except PositionAhead as error:
+            raise NotFound(error.message) from error
+        events = await self._eventlog.read_after(place.position - 1, limit=1)
+        if not events or events[0].position != place.position:
+            await self._eventlog.check_kept(place.position - 1)
+            raise NotFound(f"there is no event at position {place.position}")
+        if not caller.limits.matcher()(events[0]):
+            raise NotFound(f"there is no event at position {place.position} for this token")
+        body = events[0].body if media_type == BYTES else cloudevent_json(events[0])
+        headers = {"causeway-id": events[0].id, "cache-control": "private, immutable"}
+        return Response(body, media_type=media_type, headers=headers)
+
+    async def _authenticate(self, request: Request) -> Caller:
+        return await self._tokens.authenticate(bearer_token(request.scope["headers"]), "stream")
+
+    async def _read(self, position: int, filter_: Filter, limit: int, deadline: float) -> Page:
+        """Read until there is an event, or until the log's end and the deadline."""
+        while True:
+            bell = _Bell()
+            self._window.add_waiter(bell)
+            try:
+                page = await self._read_once(position, filter_, limit)
+                left = deadline - self._clock()
+                if page.events or (page.scanned_to == position and left <= 0):
+                    return page
+                if page.scanned_to == position:
+                    await bell.wait(left)
+                position = page.scanned_to
+            finally:
+                self._window.remove_waiter(bell)
+
+    async def _read_once(self, position: int, filter_: Filter, limit: int) -> Page:
+        head = (await self._eventlog.bounds()).head_position
+        if head <= position:
+            return Page([], position)
+        page = await self._eventlog.read_matching(
+            position, head, filter_, limit=limit, max_bytes=PAGE_BYTES
+        )
+        await self._eventlog.check_kept(position)
+        return page
+
+    async def _answer(self, page: Page, media_type: str) -> Response:
+        link = await self._eventlog.link_at(page.scanned_to)
+        if link is None:
+            raise LogUnavailable("the log is changing under this read; try again")
+        last_id = event_id(page.scanned_to, link)
+        headers = {"causeway-last-id": last_id, "cache-control": "no-store"}
+        return Response(_spell(page.events, last_id, media_type), 200, headers, media_type)
+
+
+def negotiate(accept: str | None, offered: Sequence[str]) -> str:
+    """Return the media type to answer with: the first offered of the client's best choices.
+
+    RFC 9110, 12.5.1. Raises NotAcceptable naming what is offered.
+    """
+    if not accept:
+        return offered[0]
+    choices: list[tuple[float, str]] = []
+    for part in accept.split(",")[:20]:
+        media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+        try:
+            choices.append((float(quality), media_type))
+        except ValueError:
+            continue
+    for weight, choice in sorted(choices, key=lambda item: -item[0]):
+        for media_type in offered:
+            if weight > 0 and choice in (media_type, f"{media_type.split('/')[0]}/*", "*/*"):
+                return media_type
+    raise NotAcceptable(f"Accept may name {', '.join(offered)}")
+
+
+def _spell(events: list[Event], last_id: str, media_type: str) -> bytes:
+    if media_type == NDJSON:
+        return b"".join(one_line(cloudevent_json(event)) + b"\n" for event in events)
+    array = b"[" + b",".join(cloudevent_json(event) for event in events) + b"]"
+    if media_type == BATCH:
+        return array
+    return b'{"last_id":' + orjson.dumps(last_id) + b',"events":' + array + b"}"
+
+
+def _number(params: Params, name: str, default: int, low: int, high: int) -> int:
+    text = single(params, name)
+    if text is None:
+        return default
+    if not text.isascii() or not text.isdigit() or not low <= int(text[:9]) <= high:
+        raise BadRequest(f"{name}={text[:32]!r}: a number from {low} to {high} was expected")
+    return int(text)

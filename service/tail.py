@@ -1,0 +1,169 @@
+"""One per process: follows the log and fills the window. Reads each new row once.
+
+LISTEN wakes it, but a wake-up is only a hint: it also polls, because notifications get lost with
+their connection, and a half-open connection is deaf and says nothing. What it reads must follow
+what it read before, without a hole and on the same chain: anything else is damage or another
+history, and is an alarm, never skipped.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from service.db import connect, translated
+from service.errors import LogUnavailable
+from service.event import Event, chain_link
+from service.eventlog import EventLog
+from service.metrics import Metrics
+from service.window import Frame, Window
+
+log = logging.getLogger("causeway.tail")
+
+CHANNEL = "causeway_head"
+PAGE_EVENTS = 1000
+PAGE_BYTES = 4 * 1024 * 1024
+LISTEN_CHECK_S = 10.0
+LISTEN_RETRY_S = 1.0
+
+
+class LogChanged(Exception):
+    """The log's rows do not continue the rows that this process has handed out."""
+
+
+class Tail:
+    """Owns the LISTEN connection, and is the only one that fills the window.
+
+    `run` and `listen` are loops for the supervisor.
+    """
+
+    def __init__(
+        self,
+        eventlog: EventLog,
+        window: Window,
+        metrics: Metrics,
+        *,
+        dsn: str,
+        poll_s: float,
+        preload_events: int,
+        on_changed: Callable[[], None],
+    ) -> None:
+        self._eventlog = eventlog
+        self._window = window
+        self._metrics = metrics
+        self._dsn = dsn
+        self._poll_s = poll_s
+        self._preload_events = preload_events
+        self._on_changed = on_changed
+        self._wake = asyncio.Event()
+        self._clock = asyncio.get_running_loop().time
+        self._read_at = float("-inf")
+        self._known_head = 0
+        self.is_damaged = False
+        metrics.tail_lag.set_function(self.lag)
+        metrics.log_damaged.set_function(lambda: self.is_damaged)
+
+    def lag(self) -> int:
+        """Return how many events of the log are not yet in the window, as far as is known."""
+        return max(0, self._known_head - max(0, self._window.position))
+
+    def behind_s(self) -> float:
+        """Return for how long nothing could be read: infinite before the first read."""
+        return self._clock() - self._read_at
+
+    async def run(self) -> None:
+        """Follow the log, for ever. Raises LogUnavailable and LogChanged for the supervisor."""
+        if self._window.position < 0:
+            await self._begin()
+        try:
+            while True:
+                await self._read_new()
+                await self._wait()
+        except LogChanged as error:
+            self.is_damaged = True
+            log.error("log changed under its readers", extra={"reason": str(error)})
+            self._window.start(-1, b"")
+            self._on_changed()
+            raise
+
+    async def listen(self) -> None:
+        """Keep one connection that LISTENs, and find out when it has gone deaf. A loop."""
+        while True:
+            try:
+                with translated():
+                    await self._listen_once()
+            except LogUnavailable as error:
+                log.warning("listen lost, polling meanwhile", extra={"reason": error.message})
+            self._wake.set()
+            await asyncio.sleep(LISTEN_RETRY_S)
+
+    async def _listen_once(self) -> None:
+        connection = await connect(self._dsn)
+        lost = asyncio.Event()
+        try:
+            connection.add_termination_listener(lambda _: lost.set())
+            await connection.add_listener(CHANNEL, self._notified)
+            self._wake.set()  # what came before LISTEN was not heard
+            while not lost.is_set():
+                # On the same session: if it is half-open, this times out.
+                await connection.fetchval("SELECT 1", timeout=LISTEN_CHECK_S / 2)
+                try:
+                    await asyncio.wait_for(lost.wait(), LISTEN_CHECK_S)
+                except TimeoutError:
+                    continue
+        finally:
+            connection.terminate()
+
+    def _notified(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
+        self._known_head = max(self._known_head, int(str(payload)))
+        self._wake.set()
+
+    async def _begin(self) -> None:
+        """Fill the window with the newest events, so that who resumes finds them in memory."""
+        bounds = await self._eventlog.bounds()
+        start = max(bounds.anchor_position, bounds.head_position - self._preload_events)
+        link = await self._eventlog.check(start, None)
+        self._window.start(start, link)
+
+    async def _wait(self) -> None:
+        try:
+            await asyncio.wait_for(self._wake.wait(), self._poll_s)
+        except TimeoutError:
+            await self._check_head()
+
+    async def _read_new(self) -> None:
+        while True:
+            self._wake.clear()  # before the read: what is appended after it wakes us again
+            events = await self._eventlog.read_after(
+                self._window.position, limit=PAGE_EVENTS, max_bytes=PAGE_BYTES
+            )
+            self._read_at = self._clock()
+            if not events:
+                return
+            self._check_continues(events)
+            self._window.append([Frame(event) for event in events])
+            self._known_head = max(self._known_head, self._window.position)
+            self._metrics.log_head.set(self._window.position)
+            await asyncio.sleep(0)  # a long catch-up must not starve the streams
+
+    def _check_continues(self, events: list[Event]) -> None:
+        """Invariant: test_tail.py, test_a_hole_is_an_alarm_and_is_never_skipped."""
+        first = events[0]
+        link = chain_link(
+            self._window.link, first.digest, first.position, first.received_at, first.source
+        )
+        if link != first.link and first.position == self._window.position + 1:
+            raise LogChanged(f"position {first.position} is not chained to the one before")
+        for expected, event in enumerate(events, self._window.position + 1):
+            if event.position != expected:
+                raise LogChanged(f"position {expected} is missing, {event.position} follows")
+
+    async def _check_head(self) -> None:
+        """In silence: is the newest row still the one that was handed out last?"""
+        bounds = await self._eventlog.bounds()
+        self._known_head = bounds.head_position
+        if bounds.head_position < self._window.position:
+            raise LogChanged(
+                f"the log ends at {bounds.head_position}, {self._window.position} was handed out"
+            )
+        if bounds.head_position == self._window.position and bounds.head_link != self._window.link:
+            raise LogChanged(f"position {bounds.head_position} has another link than before")
