@@ -40,7 +40,7 @@ def split_secrets(text: str) -> tuple[str, ...]:
 
 
 class Settings(BaseSettings):
-    """All settings. Times are in seconds (`_S`), sizes in bytes (`_BYTES`) unless the name differs."""
+    """All settings. Times are in seconds (`_S`), sizes in bytes (`_BYTES`)."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
@@ -245,7 +245,7 @@ class Settings(BaseSettings):
     @field_validator("admin_token", "stream_token")
     @classmethod
     def _check_token(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and len(value.get_secret_value()) < 16:  # noqa: PLR2004
+        if value is not None and len(value.get_secret_value()) < 16:
             raise ValueError("a token has at least 16 characters")
         return value
 

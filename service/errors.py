@@ -47,11 +47,14 @@ class Problem(CausewayError):
     """An error with an HTTP answer.
 
     `retry_after_s` becomes a `Retry-After` header; `details` are stable fields beside the message.
+    `closes_connection` where the request's body may not have been read: what is left of it must not
+    hold the connection.
     """
 
     status = 500
     code = "internal_error"
     retry_after_s: int | None = None
+    closes_connection = False
 
     def __init__(self, message: str, **details: str | int) -> None:
         super().__init__(message)
@@ -69,6 +72,7 @@ class BadRequest(Problem):
 
 class BadSignature(Problem):
     status, code = 401, "bad_signature"
+    closes_connection = True
 
 
 class Unauthenticated(Problem):
@@ -81,6 +85,7 @@ class Forbidden(Problem):
 
 class AddressNotAllowed(Problem):
     status, code = 403, "address_not_allowed"
+    closes_connection = True
 
 
 class NotFound(Problem):
@@ -89,6 +94,7 @@ class NotFound(Problem):
 
 class UnknownSource(Problem):
     status, code = 404, "unknown_source"
+    closes_connection = True
 
 
 class MethodNotAllowed(Problem):
@@ -101,6 +107,7 @@ class NotAcceptable(Problem):
 
 class BodyTimeout(Problem):
     status, code = 408, "body_timeout"
+    closes_connection = True
 
 
 class LogDiverged(Problem):
@@ -117,6 +124,7 @@ class PositionPruned(Problem):
 
 class BodyTooLarge(Problem):
     status, code = 413, "body_too_large"
+    closes_connection = True
 
 
 class TooManyStreams(Problem):

@@ -1,0 +1,203 @@
+"""Assembly: one async context manager that opens every part in its order, and closes it in reverse.
+
+Nothing is decided here but what is connected to what.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import Route
+
+from service.appender import Appender
+from service.auth import Tokens
+from service.config import Settings
+from service.db import NO_ACCESS, Pool, connect, create_pool, service_role, translated
+from service.errors import ConfigError, LogUnavailable, Problem
+from service.eventlog import EventLog
+from service.forget import forget_digests
+from service.hub import Hub
+from service.metrics import Metrics
+from service.migrate import check_schema
+from service.ops import Ops
+from service.pages import Pages
+from service.problems import (
+    RequestIds,
+    answer_http_exception,
+    answer_problem,
+    answer_unknown,
+)
+from service.receive import ReceiveWebhook
+from service.sources import Sources
+from service.stream import Stream
+from service.supervise import Supervisor
+from service.tail import Tail
+from service.window import Window
+
+log = logging.getLogger("causeway.app")
+
+DATABASE_WAIT_S = 60.0
+DATABASE_RETRY_S = 1.0
+STALE_READ_S = 5.0
+LOST_LOOPS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What whoever serves it needs: the ASGI app, and how to stop in order."""
+
+    app: Starlette
+    appender: Appender
+    hub: Hub
+    tail: Tail
+    window: Window
+    eventlog: EventLog
+    metrics: Metrics
+    supervisor: Supervisor
+
+
+@asynccontextmanager
+async def open_service(
+    settings: Settings, dsn: str, on_fatal: Callable[[str], None]
+) -> AsyncIterator[Service]:
+    """Open every part on the database at `dsn`, and run the loops until the end of the block.
+
+    `on_fatal` is called with a loop's name if it has ended for good. Raises SchemaError if the
+    schema is not this code's, ConfigError if the database cannot be reached for a minute.
+    """
+    sources = Sources(settings)
+    metrics = Metrics()
+    direct = settings.database_direct_url
+    direct_dsn = direct.get_secret_value() if direct else dsn
+    role = await _prepare(direct_dsn)
+    async with AsyncExitStack() as stack:
+        writer = await stack.enter_async_context(create_pool(direct_dsn, max_size=1, role=role))
+        readers = await stack.enter_async_context(
+            create_pool(
+                dsn, max_size=settings.pool_max_connections, role=role, is_pooler=direct is not None
+            )
+        )
+        metrics.watch_pool(readers.get_size, readers.get_idle_size)
+        eventlog = EventLog(readers, writer)
+        tokens = Tokens(settings, readers)
+        appender = Appender(
+            partial(eventlog.append, timeout_s=settings.append_timeout_s),
+            metrics,
+            max_events=settings.append_queue_events,
+            max_bytes=settings.append_queue_bytes,
+            batch_events=settings.append_batch_events,
+        )
+        window = Window(max_events=settings.window_events, max_bytes=settings.window_bytes)
+        hub = Hub(settings, tokens, metrics)
+        tail = Tail(
+            EventLog(await _own_session(stack, direct_dsn, role)),
+            window,
+            metrics,
+            dsn=direct_dsn,
+            poll_s=settings.poll_s,
+            preload_events=settings.window_events,
+            on_changed=partial(hub.close_all, "diverged"),
+        )
+        supervisor = await stack.enter_async_context(Supervisor(on_fatal))
+        ops = _ops(settings, metrics, supervisor, tail, hub, window)
+        stream = Stream(settings, eventlog, window, hub, tokens, metrics)
+        receive = ReceiveWebhook(settings, sources, appender, metrics)
+        app = _starlette(receive, stream, Pages(eventlog, window, tokens), ops)
+        supervisor.start("appender", appender.run, max_failures=LOST_LOOPS)
+        supervisor.start("tail", tail.run)
+        supervisor.start("listen", tail.listen)
+        supervisor.start("pulse", hub.pulse, max_failures=LOST_LOOPS)
+        supervisor.start("tokens", hub.check_tokens)
+        supervisor.start("touch", tokens.touch)
+        supervisor.start("sources", sources.watch)
+        supervisor.start("forget", partial(forget_digests, eventlog, settings.duplicate_window_s))
+        yield Service(app, appender, hub, tail, window, eventlog, metrics, supervisor)
+
+
+async def _prepare(dsn: str) -> str | None:
+    """Check the schema once the database answers; return the role to act as."""
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + DATABASE_WAIT_S
+    while True:
+        try:
+            with translated():
+                connection = await connect(dsn)
+                try:
+                    await check_schema(connection)
+                    return await service_role(connection)
+                finally:
+                    await connection.close()
+        except LogUnavailable as error:
+            if clock() > deadline:
+                raise ConfigError(
+                    f"DATABASE_URL: no answer for {DATABASE_WAIT_S:g} s: {error.__cause__}"
+                ) from error
+            log.warning(
+                "waiting for the database", extra={"reason": type(error.__cause__).__name__}
+            )
+            await asyncio.sleep(DATABASE_RETRY_S)
+        except NO_ACCESS as error:
+            raise ConfigError(f"DATABASE_URL: {error}") from error
+
+
+async def _own_session(stack: AsyncExitStack, dsn: str, role: str | None) -> Pool:
+    """One connection that nobody else uses: readers that queue must not delay the tail."""
+    return await stack.enter_async_context(create_pool(dsn, max_size=1, role=role))
+
+
+def _starlette(receive: ReceiveWebhook, stream: Stream, pages: Pages, ops: Ops) -> Starlette:
+    return Starlette(
+        routes=[
+            Route("/webhooks/bridge", receive, methods=["POST"]),
+            Route("/webhooks/bridge/{source}", receive, methods=["POST"]),
+            Route("/stream", stream, methods=["GET"]),
+            Route("/events", pages.list_events),
+            Route("/events/{position}", pages.get_event),
+            Route("/metrics", ops.metrics),
+            Route("/livez", ops.livez),
+            Route("/readyz", ops.readyz),
+        ],
+        middleware=[Middleware(RequestIds)],
+        exception_handlers={
+            Problem: answer_problem,
+            HTTPException: answer_http_exception,
+            Exception: answer_unknown,
+        },
+    )
+
+
+def _ops(
+    settings: Settings,
+    metrics: Metrics,
+    supervisor: Supervisor,
+    tail: Tail,
+    hub: Hub,
+    window: Window,
+) -> Ops:
+    stale_s = STALE_READ_S + 2 * settings.poll_s
+
+    def read_lately() -> str | None:
+        behind = tail.behind_s()
+        return None if behind < stale_s else f"the log could not be read for {behind:.0f} s"
+
+    def tail_is_close() -> str | None:
+        lag = tail.lag()
+        return None if lag <= settings.window_events else f"the tail is {lag} events behind"
+
+    return Ops(
+        metrics,
+        live={"loops": lambda: None if supervisor.is_alive() else "a loop has ended"},
+        ready={
+            "loops": lambda: None if supervisor.is_alive() else "a loop has ended",
+            "database": read_lately,
+            "tail": tail_is_close,
+            "log": lambda: "the log changed under its readers" if tail.is_damaged else None,
+            "draining": lambda: "this process is stopping" if hub.is_draining else None,
+        },
+    )

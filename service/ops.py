@@ -1,0 +1,52 @@
+"""`/metrics`, `/livez`, `/readyz`: for Prometheus and for whoever restarts and routes.
+
+Live means that every loop runs; not live means restart. Ready means that a webhook sent here now
+would probably be committed, and a stream opened here would be up to date.
+"""
+
+from collections.abc import Callable
+
+import orjson
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.metrics import Metrics
+
+Check = Callable[[], str | None]
+
+
+class Ops:
+    """The three endpoints. A check returns None if it passes, or says in words what is wrong."""
+
+    def __init__(
+        self, metrics: Metrics, *, live: dict[str, Check], ready: dict[str, Check]
+    ) -> None:
+        self._metrics = metrics
+        self._live = live
+        self._ready = ready
+
+    async def metrics(self, _request: Request) -> Response:
+        """Answer all metrics in Prometheus' text format."""
+        text = generate_latest(self._metrics.registry)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+    async def livez(self, _request: Request) -> Response:
+        """Answer 200, or 503 if a loop has ended."""
+        return _answer(self._live)
+
+    async def readyz(self, _request: Request) -> Response:
+        """Answer 200, or 503 and what is wrong."""
+        return _answer(self._ready)
+
+
+def _answer(checks: dict[str, Check]) -> Response:
+    results = {name: check() for name, check in checks.items()}
+    is_good = all(result is None for result in results.values())
+    body = {"ok": is_good, "checks": {name: result or "ok" for name, result in results.items()}}
+    return Response(
+        orjson.dumps(body),
+        200 if is_good else 503,
+        {"cache-control": "no-store"},
+        media_type="application/json",
+    )

@@ -1,0 +1,92 @@
+"""Errors as answers: `{"error": {"code", "message", "request_id"}}`, everywhere the same.
+
+Also gives every request its id: the caller's `X-Request-Id` if it is a sane one, else a new one.
+"""
+
+import itertools
+import logging
+import re
+import secrets
+from typing import cast
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.errors import MethodNotAllowed, NotFound, Problem
+
+log = logging.getLogger("causeway.http")
+
+_SANE_ID = re.compile(rb"[A-Za-z0-9._\-]{1,64}")
+
+
+class RequestIds:
+    """Pure ASGI middleware: puts `request_id` into the request's state. Wraps nothing."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._prefix = secrets.token_hex(4)
+        self._numbers = itertools.count(1)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope.setdefault("state", {})["request_id"] = self._id(scope)
+        await self._app(scope, receive, send)
+
+    def _id(self, scope: Scope) -> str:
+        for key, value in scope["headers"]:
+            if key == b"x-request-id" and _SANE_ID.fullmatch(value):
+                return str(value, "ascii")
+        return f"{self._prefix}-{next(self._numbers)}"
+
+
+async def answer_problem(request: Request, exception: Exception) -> Response:
+    """Answer a Problem with its own status, code and message."""
+    error = cast("Problem", exception)
+    level = logging.WARNING if error.status >= 500 else logging.DEBUG
+    fields = {"code": error.code, "reason": error.message, "path": request.url.path}
+    log.log(level, "request refused", extra={**fields, "request_id": request_id(request)})
+    return _answer(request, error)
+
+
+async def answer_http_exception(request: Request, exception: Exception) -> Response:
+    """Answer what Starlette's router raises, in our form."""
+    error = cast("HTTPException", exception)
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        problem: Problem = MethodNotAllowed(f"this path answers {allowed}")
+        return _answer(request, problem, {"allow": allowed})
+    return _answer(request, NotFound(f"there is nothing at {request.url.path[:128]}"))
+
+
+async def answer_unknown(request: Request, _error: Exception) -> Response:
+    """Answer 500; the error itself goes on to the server, which logs it."""
+    return _answer(request, Problem(f"an error of ours; its log has {request_id(request)}"))
+
+
+def request_id(request: Request) -> str:
+    """Return the request's id."""
+    value: str = request.state.request_id
+    return value
+
+
+def _answer(request: Request, problem: Problem, headers: dict[str, str] | None = None) -> Response:
+    identity = request_id(request)
+    headers = {"x-request-id": identity, "cache-control": "no-store", **(headers or {})}
+    if problem.retry_after_s is not None:
+        headers["retry-after"] = str(problem.retry_after_s)
+    if problem.closes_connection:
+        headers["connection"] = "close"
+    if problem.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    body = {
+        "code": problem.code,
+        "message": problem.message,
+        "request_id": identity,
+        **problem.details,
+    }
+    return Response(
+        orjson.dumps({"error": body}), problem.status, headers, media_type="application/json"
+    )

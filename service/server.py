@@ -1,0 +1,95 @@
+"""uvicorn, owned by us: the socket, the signals, and a shutdown in a written order.
+
+SIGTERM: not ready any more → streams are ended one after another over the drain, each with its last
+id, while webhooks are still taken → the listener closes → in-flight appends finish → the rest is
+closed. uvicorn alone would wait for the streams for ever. Exit code 0.
+"""
+
+import asyncio
+import logging
+import socket
+import sys
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.app import Service
+from service.config import Settings
+from service.errors import ConfigError
+
+log = logging.getLogger("causeway.server")
+
+BACKLOG = 4096
+TCP_USER_TIMEOUT_MS = 30_000  # a peer that acknowledges nothing for this long is gone
+
+
+class Protocol(HttpToolsProtocol):
+    """Lets an endpoint cut its connection: closing one politely waits for a client that stalls."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        extensions: dict[str, Any] = {"causeway.abort": self.transport.abort}
+        self.scope["extensions"] = extensions
+
+
+class Server(uvicorn.Server):
+    """Serves one `Service`. `stop` does what SIGTERM does."""
+
+    def __init__(self, service: Service, settings: Settings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                service.app,
+                http=Protocol,
+                ws="none",
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                proxy_headers=False,
+                server_header=False,
+                backlog=BACKLOG,
+                timeout_keep_alive=75,  # longer than proxies keep theirs: they must close first
+                timeout_graceful_shutdown=max(1, round(settings.shutdown_s)),
+            )
+        )
+        self._service = service
+        self._settings = settings
+
+    def stop(self) -> None:
+        """Begin the shutdown."""
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin the shutdown at SIGTERM or SIGINT; a second SIGINT does not wait for clients."""
+        if self.should_exit and sig == 2:
+            self.force_exit = True
+        # uvicorn would keep the signal and raise it again at the end: we exit with 0.
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        log.info("stopping", extra={"streams": len(self._service.hub)})
+        await self._service.hub.drain(self._settings.drain_s)
+        await super().shutdown(sockets)
+        try:
+            await asyncio.wait_for(self._service.appender.drained(), self._settings.shutdown_s)
+        except TimeoutError:
+            log.error("appends still waiting at the end; their callers get no answer")
+        log.info("stopped")
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Return the bound socket. Raises ConfigError naming the setting that does not work."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if sys.platform == "linux":  # inherited by accepted connections
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TCP_USER_TIMEOUT_MS)
+    try:
+        sock.bind((settings.host, settings.port))
+    except OSError as error:
+        sock.close()
+        raise ConfigError(
+            f"CAUSEWAY_HOST={settings.host} CAUSEWAY_PORT={settings.port}: {error.strerror}"
+        ) from error
+    return sock
