@@ -1,0 +1,121 @@
+"""Fixtures: a real Postgres with a database of its own for each test, a real server on a free port.
+
+The database is cloned from a template that is migrated once. Everything binds to 127.0.0.1.
+"""
+
+import asyncio
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from service.config import Settings
+from service.embedded import EmbeddedPostgres
+from service.migrate import migrate
+from tests.running import Database, Running, make_settings, running_service
+
+TEMPLATE = "causeway_template"
+REQUIRE_ALL = bool(os.environ.get("CAUSEWAY_TEST_REQUIRE_ALL"))
+_numbers = itertools.count(1)
+
+
+def need_program(name: str, *others: str) -> str:
+    """Return the path of a program that a test needs; skip the test, or fail it in CI."""
+    for candidate in (name, *others):
+        if path := shutil.which(candidate):
+            return path
+    if REQUIRE_ALL:
+        pytest.fail(f"{name} is not installed, and CAUSEWAY_TEST_REQUIRE_ALL is set")
+    pytest.skip(f"{name} is not installed")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[EmbeddedPostgres]:
+    """The embedded Postgres of this test run, in a folder that its user can reach."""
+    folder = Path(tempfile.mkdtemp(prefix="causeway-tests-", dir="/tmp"))
+    folder.chmod(0o755)
+    try:
+        with EmbeddedPostgres(folder) as server:
+            asyncio.run(_make_template(server))
+            yield server
+    finally:
+        shutil.rmtree(folder)
+
+
+async def _make_template(server: EmbeddedPostgres) -> None:
+    connection = await asyncpg.connect(server.owner_url)
+    try:
+        await connection.execute(f"CREATE DATABASE {TEMPLATE}")
+        await migrate(with_database(server.owner_url, TEMPLATE))
+        await server.allow_service_login()
+    finally:
+        await connection.close()
+
+
+def with_database(url: str, name: str) -> str:
+    """Return the DSN of another database on the same server."""
+    base, _, query = url.partition("?")
+    return f"{base.rpartition('/')[0]}/{name}?{query}"
+
+
+@pytest.fixture
+async def database(postgres: EmbeddedPostgres) -> AsyncIterator[Database]:
+    """A migrated, empty database for one test."""
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    connection = await asyncpg.connect(postgres.owner_url)
+    try:
+        await connection.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+        yield Database(
+            owner_dsn=with_database(postgres.owner_url, name),
+            service_dsn=with_database(postgres.service_url, name),
+        )
+        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+async def owner(database: Database) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """A session of the database's owner."""
+    connection = await asyncpg.connect(database.owner_dsn)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+Start = Callable[..., AbstractAsyncContextManager[Running]]
+
+
+@pytest.fixture
+def settings() -> Settings:
+    """Settings for tests: known secrets and tokens, short times, a free port."""
+    return make_settings()
+
+
+@pytest.fixture
+async def start(database: Database) -> AsyncIterator[Callable[..., object]]:
+    """Start a service on the test's database: `running = await start(heartbeat_s=0.2)`.
+
+    Any number may run at once on the same log; all are stopped at the end of the test.
+    """
+    async with AsyncExitStack() as stack:
+
+        async def start_one(**overrides: object) -> Running:
+            settings = make_settings(**overrides)
+            return await stack.enter_async_context(running_service(settings, database))
+
+        yield start_one
+
+
+@pytest.fixture
+async def service(database: Database) -> AsyncIterator[Running]:
+    """A service with the settings of tests, on a database of its own."""
+    async with running_service(make_settings(), database) as running:
+        yield running

@@ -1,0 +1,175 @@
+"""A service that runs for a test: in this process on a real socket, or as a process of its own."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2
+
+from service.app import Service, open_service
+from service.config import Settings, load, variables
+from service.server import Server, listen
+
+SECRET = "whsec-current-0123456789"
+PREVIOUS_SECRET = "whsec-previous-0123456789"
+STREAM_TOKEN = "stream-token-0123456789"
+ADMIN_TOKEN = "admin-token-0123456789"
+ROOT = Path(__file__).parent.parent
+START_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """DSNs of one database: as its owner, and as the service's role."""
+
+    owner_dsn: str
+    service_dsn: str
+
+
+@dataclass(slots=True)
+class Running:
+    """A service in this process."""
+
+    url: str
+    service: Service
+    server: Server
+    settings: Settings
+    fatal: list[str] = field(default_factory=list)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of a reader."""
+        return {"authorization": f"Bearer {STREAM_TOKEN}"}
+
+
+def make_settings(**overrides: object) -> Settings:
+    """Return settings for tests; `overrides` are fields of Settings."""
+    defaults: dict[str, object] = {
+        "bridge_webhook_secret": f"{SECRET},{PREVIOUS_SECRET}",
+        "stream_token": STREAM_TOKEN,
+        "admin_token": ADMIN_TOKEN,
+        "port": 0,
+        "drain_s": 0.2,
+        "shutdown_s": 3.0,
+        "poll_s": 0.2,
+    }
+    names = {field_name: name for name, field_name in variables().items()}
+    return Settings(**{names[key]: value for key, value in (defaults | overrides).items()})  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def running_service(settings: Settings, database: Database) -> AsyncIterator[Running]:
+    """Run a service on a free port of 127.0.0.1 until the end of the block."""
+    fatal: list[str] = []
+    with listen(settings) as sock:
+        async with open_service(settings, database.service_dsn, fatal.append) as service:
+            server = Server(service, settings)
+            task = asyncio.create_task(server.serve(sockets=[sock]), name="test-server")
+            running = Running(
+                f"http://127.0.0.1:{sock.getsockname()[1]}", service, server, settings, fatal
+            )
+            await eventually(lambda: server.started and service.window.position >= 0)
+            try:
+                yield running
+            finally:
+                server.stop()
+                await asyncio.wait_for(task, settings.drain_s + 2 * settings.shutdown_s + 5)
+
+
+async def eventually(condition: object, *, within_s: float = 10.0) -> None:
+    """Return once `condition()` is true; fail the test if it is not within `within_s`."""
+    assert callable(condition)
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within_s} s"
+        await asyncio.sleep(0.01)
+
+
+@dataclass(slots=True)
+class Process:
+    """A service as a process of its own, `python -m service serve`."""
+
+    url: str
+    popen: "subprocess.Popen[bytes]"
+    log: Path
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of a reader."""
+        return {"authorization": f"Bearer {STREAM_TOKEN}"}
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self.popen.kill()
+        self.popen.wait()
+
+    def terminate(self, within_s: float = 30.0) -> int:
+        """End it in order; return its exit code."""
+        self.popen.send_signal(signal.SIGTERM)
+        return self.popen.wait(within_s)
+
+    def output(self) -> str:
+        """Return all that it logged."""
+        return self.log.read_text()
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """Return a process environment with the settings of tests; `settings` are variable names."""
+    kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "VIRTUAL_ENV")}
+    defaults = {
+        "PYTHONPATH": str(ROOT),
+        "BRIDGE_WEBHOOK_SECRET": f"{SECRET},{PREVIOUS_SECRET}",
+        "CAUSEWAY_STREAM_TOKEN": STREAM_TOKEN,
+        "CAUSEWAY_ADMIN_TOKEN": ADMIN_TOKEN,
+        "CAUSEWAY_PORT": str(free_port()),
+        "CAUSEWAY_DRAIN_S": "1",
+    }
+    return kept | defaults | settings
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that was free a moment ago."""
+    with listen(load({"CAUSEWAY_PORT": "0"})) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@contextmanager
+def service_process(env: Mapping[str, str], log: Path, *arguments: str) -> Iterator[Process]:
+    """Run `python -m service serve` with `env` until the end of the block; wait until it is ready."""
+    with log.open("ab") as output:
+        popen = subprocess.Popen(
+            [sys.executable, "-m", "service", "serve", *arguments],
+            env=dict(env),
+            cwd=ROOT,
+            stdout=output,
+            stderr=output,
+        )
+    process = Process(f"http://127.0.0.1:{env['CAUSEWAY_PORT']}", popen, log)
+    try:
+        _wait_until_ready(process)
+        yield process
+    finally:
+        if popen.poll() is None:
+            popen.kill()
+        popen.wait()
+
+
+def _wait_until_ready(process: Process) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        assert process.popen.poll() is None, process.output()[-3000:]
+        try:
+            if httpx2.get(f"{process.url}/readyz", timeout=2).status_code == 200:
+                return
+        except httpx2.TransportError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError(f"not ready within {START_S} s:\n{process.output()[-3000:]}")
