@@ -14,8 +14,9 @@ try:
     import typer
     from rich.console import Console
 
-    from service import __version__, terminal
+    from service import __version__, config, logs, operate, terminal, token_commands
     from service import demo as demonstration
+    from service import serve as serving
     from service.client import SubscribeError, subscribe
     from service.config import split_secrets
     from service.errors import CausewayError
@@ -57,11 +58,46 @@ def show_version(
         raise typer.Exit
 
 
-# The service: serve, migrate.
+app.add_typer(token_commands.app, name="token")
 
-# The log: audit, token.
 
-# To try and to watch: demo, simulate, tail.
+@app.command()
+def serve(
+    migrate: Annotated[
+        bool, typer.Option("--migrate", help="Apply missing migrations first (small set-ups).")
+    ] = False,
+) -> None:
+    """Run the service. Settings come from the environment; the README lists them.
+
+    Without DATABASE_URL an embedded Postgres is started, and stopped at the end.
+    """
+    settings = config.load()
+    logs.configure(settings.log_level)
+    raise typer.Exit(serving.serve(settings, is_migrating=migrate))
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database's schema to this version. Run it as the owner, before the service."""
+    applied = operate.migrate_database(config.load())
+    terminal.write_line("\n".join(f"applied {name}" for name in applied) or "nothing to apply")
+
+
+@app.command()
+def audit(
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Also prove that the log holds this: POSITION.LINK.")
+    ] = None,
+) -> None:
+    """Prove that nothing in the log was changed, removed or put in; name the first bad position.
+
+    Prints a checkpoint to be kept elsewhere: a later audit can be held against it.
+    """
+    console = Console(stderr=True)
+    with terminal.progress("audit", console) as on_progress:
+        proof = operate.audit_database(config.load(), checkpoint, on_progress)
+    terminal.write_line(f"{proof.events} events are as they were appended")
+    terminal.write_line(f"log {proof.bounds.log_id} checkpoint {proof.checkpoint}")
 
 
 @app.command()

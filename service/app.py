@@ -3,7 +3,6 @@
 Nothing is decided here but what is connected to what.
 """
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,8 +17,8 @@ from starlette.routing import Route
 from service.appender import Appender
 from service.auth import Tokens
 from service.config import Settings
-from service.db import NO_ACCESS, Pool, connect, create_pool, service_role, translated
-from service.errors import ConfigError, LogUnavailable, Problem
+from service.db import Pool, create_pool, prepare
+from service.errors import Problem
 from service.eventlog import EventLog
 from service.forget import forget_digests
 from service.hub import Hub
@@ -43,7 +42,6 @@ from service.window import Window
 log = logging.getLogger("causeway.app")
 
 DATABASE_WAIT_S = 60.0
-DATABASE_RETRY_S = 1.0
 STALE_READ_S = 5.0
 LOST_LOOPS = 3
 
@@ -75,7 +73,7 @@ async def open_service(
     metrics = Metrics()
     direct = settings.database_direct_url
     direct_dsn = direct.get_secret_value() if direct else dsn
-    role = await _prepare(direct_dsn)
+    role = await prepare(direct_dsn, check_schema, wait_s=DATABASE_WAIT_S)
     async with AsyncExitStack() as stack:
         writer = await stack.enter_async_context(create_pool(direct_dsn, max_size=1, role=role))
         readers = await stack.enter_async_context(
@@ -118,32 +116,6 @@ async def open_service(
         supervisor.start("sources", sources.watch)
         supervisor.start("forget", partial(forget_digests, eventlog, settings.duplicate_window_s))
         yield Service(app, appender, hub, tail, window, eventlog, metrics, supervisor)
-
-
-async def _prepare(dsn: str) -> str | None:
-    """Check the schema once the database answers; return the role to act as."""
-    clock = asyncio.get_running_loop().time
-    deadline = clock() + DATABASE_WAIT_S
-    while True:
-        try:
-            with translated():
-                connection = await connect(dsn)
-                try:
-                    await check_schema(connection)
-                    return await service_role(connection)
-                finally:
-                    await connection.close()
-        except LogUnavailable as error:
-            if clock() > deadline:
-                raise ConfigError(
-                    f"DATABASE_URL: no answer for {DATABASE_WAIT_S:g} s: {error.__cause__}"
-                ) from error
-            log.warning(
-                "waiting for the database", extra={"reason": type(error.__cause__).__name__}
-            )
-            await asyncio.sleep(DATABASE_RETRY_S)
-        except NO_ACCESS as error:
-            raise ConfigError(f"DATABASE_URL: {error}") from error
 
 
 async def _own_session(stack: AsyncExitStack, dsn: str, role: str | None) -> Pool:

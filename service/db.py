@@ -4,8 +4,10 @@ Owns how a session is set up, as which role the service acts, and the one place 
 errors become ours.
 """
 
+import asyncio
+import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +15,9 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from service.errors import LogUnavailable, SchemaError
+from service.errors import ConfigError, LogUnavailable, SchemaError
+
+log = logging.getLogger("causeway.db")
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -41,6 +45,7 @@ SESSION: Mapping[str, str] = {
     "jit": "off",
 }
 CONNECT_TIMEOUT_S = 5.0
+RETRY_S = 1.0
 COMMAND_TIMEOUT_S = 35.0  # past statement_timeout: only a server that is gone gets there
 
 # What asyncpg raises when Postgres is away, busy, stopping, or takes too long.
@@ -116,12 +121,36 @@ def create_pool(
     )
 
 
-async def service_role(connection: Connection) -> str | None:
-    """Return the role to act as: the service's own, if the login could do more than it may.
+async def prepare(
+    dsn: str, check: Callable[[Connection], Awaitable[None]], *, wait_s: float
+) -> str | None:
+    """Run `check` on the database once it answers; return the role to act as.
 
-    None if the login is as limited as the service's role. Raises SchemaError if the login lacks
-    that role.
+    The service's own role if the login could do more than it may; None if it is as limited. Raises
+    SchemaError as `check` does, or if the login lacks that role; ConfigError if there is no such
+    login or database, or no answer within `wait_s`.
     """
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + wait_s
+    while True:
+        try:
+            connection = await connect(dsn)
+            try:
+                await check(connection)
+                return await _service_role(connection)
+            finally:
+                await connection.close()
+        except NO_ACCESS as error:
+            raise ConfigError(f"DATABASE_URL: {error}") from error
+        except AWAY as error:
+            reason = f"{type(error).__name__}: {error}"
+            if isinstance(error, ValueError) or clock() >= deadline:
+                raise ConfigError(f"DATABASE_URL: no database answers: {reason}") from error
+            log.warning("waiting for the database", extra={"reason": reason})
+            await asyncio.sleep(RETRY_S)
+
+
+async def _service_role(connection: Connection) -> str | None:
     [row] = await connection.fetch(
         "SELECT current_user AS login, pg_has_role(current_user, $1, 'MEMBER') AS is_member, "
         "has_table_privilege('causeway.event', 'UPDATE') AS can_update",

@@ -72,6 +72,14 @@ class Page:
     scanned_to: int
 
 
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """A row with all that an audit looks at."""
+
+    event: Event
+    watermark: datetime
+
+
 class EventLog:
     """The log as its readers and the one appender see it."""
 
@@ -176,6 +184,12 @@ class EventLog:
         with translated():
             position: int = await self._readers.fetchval(_SQL.find_time, moment)
         return position
+
+    async def audit_after(self, position: int, *, limit: int) -> list[AuditRow]:
+        """Return the rows after `position` with all that the chain covers, oldest first."""
+        with translated():
+            rows = await self._readers.fetch(_SQL.audit_after, position, limit)
+        return [AuditRow(Event(*row[:-1]), row["watermark"]) for row in rows]
 
     async def forget_digests(self, before: datetime, *, limit: int) -> int:
         """Forget at most `limit` digests of events received before `before`; return how many."""

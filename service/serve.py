@@ -4,11 +4,8 @@ With `DATABASE_URL` the operator's Postgres is used as it is; without, an embedd
 migrated, watched and stopped again.
 """
 
-import asyncio
 import logging
 import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import uvloop
@@ -16,7 +13,6 @@ import uvloop
 from service.app import open_service
 from service.config import Settings
 from service.embedded import EmbeddedPostgres, default_data_dir
-from service.errors import ConfigError
 from service.migrate import migrate
 from service.server import Server, listen
 
@@ -73,28 +69,6 @@ async def _serve(
 async def _migrate(dsn: str) -> None:
     applied = await migrate(dsn)
     log.info("schema is up to date", extra={"applied": applied})
-
-
-def migrate_database(settings: Settings) -> list[str]:
-    """Apply missing migrations to the settings' database; return their names."""
-    with database(settings, is_owner=True) as dsn:
-        return asyncio.run(migrate(dsn))
-
-
-@contextmanager
-def database(settings: Settings, *, is_owner: bool = False) -> Iterator[str]:
-    """Yield a DSN of the settings' database; the embedded one is started if it does not run."""
-    if settings.database_url is not None:
-        yield settings.database_url.get_secret_value()
-        return
-    data_dir = settings.data_dir or default_data_dir()
-    if not (data_dir / "postgres").is_dir():
-        raise ConfigError(
-            f"DATABASE_URL is not set, and there is no embedded database in {data_dir} "
-            "(CAUSEWAY_DATA_DIR): run `causeway serve` first, or set one of them"
-        )
-    with EmbeddedPostgres.attach(data_dir) as postgres:
-        yield postgres.owner_url if is_owner else postgres.service_url
 
 
 def _raise_file_limit() -> None:

@@ -8,8 +8,8 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -127,6 +127,17 @@ async def simulate(plan: Plan, stop: asyncio.Event, console: Console) -> Report:
 
         simulation = Simulation(plan, on_fate=advance)
         return await simulation.run(stop)
+
+
+@contextmanager
+def progress(name: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that moves a progress bar to (done, total); no bar without a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal
+    ) as bars:
+        bar = bars.add_task(name, total=None)
+        yield lambda done, total: bars.update(bar, completed=done, total=total)
 
 
 def show_report(report: Report, console: Console) -> None:

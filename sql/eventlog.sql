@@ -87,8 +87,8 @@ SELECT causeway.find_time($1) AS position;
 -- name: audit_after
 -- $1: position, exclusive; $2: rows at most. All that the chain covers, oldest first. Index:
 -- event_pkey.
-SELECT position, link, received_at, watermark, source, type, topic, occurred_at, item_id,
-    account_id, user_uuid::text AS user_uuid, digest, body
+SELECT position, link, received_at, source, type, topic, occurred_at, item_id, account_id,
+    user_uuid::text AS user_uuid, digest, body, watermark
 FROM causeway.event
 WHERE position > $1
 ORDER BY position

@@ -1,0 +1,98 @@
+"""Proves the log: walks the chain from the first row that is left to the newest.
+
+Each row must follow the one before without a hole, its link must be the hash that the chain's rule
+gives, its digest that of its body, and every column what the body says. What was changed, removed
+or put in by somebody who got past the triggers is named by its position.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from service.errors import CausewayError, NotAnEvent
+from service.event import Event, chain_link, parse_event
+from service.eventlog import AuditRow, Bounds, EventLog
+
+PAGE_EVENTS = 2000
+_DERIVED = ("type", "topic", "occurred_at", "item_id", "account_id", "user_uuid")
+
+Progress = Callable[[int, int], None]
+
+
+class LogDamaged(CausewayError):
+    """The log is not what was appended. `position` is the first bad one."""
+
+    def __init__(self, position: int, what: str) -> None:
+        super().__init__(f"position {position}: {what}")
+        self.position = position
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What an audit has shown: this many events, up to this checkpoint, are as appended."""
+
+    events: int
+    bounds: Bounds
+
+    @property
+    def checkpoint(self) -> str:
+        """`<position>.<link>`, to be kept elsewhere and given to a later audit."""
+        return f"{self.bounds.head_position}.{self.bounds.head_link.hex()}"
+
+
+@dataclass(slots=True)
+class _Chain:
+    """Where the walk stands."""
+
+    position: int
+    link: bytes
+    watermark: datetime | None = None
+
+    def follow(self, row: AuditRow) -> None:
+        """Take one step. Raises LogDamaged if `row` is not the next one."""
+        event = row.event
+        if event.position != self.position + 1:
+            raise LogDamaged(self.position + 1, f"missing; {event.position} follows")
+        if fault := self._fault(row):
+            raise LogDamaged(event.position, fault)
+        self.position, self.link, self.watermark = event.position, event.link, row.watermark
+
+    def _fault(self, row: AuditRow) -> str | None:
+        event = row.event
+        if hashlib.sha256(event.body).digest() != event.digest:
+            return "the body is not the one that was received"
+        link = chain_link(self.link, event.digest, event.position, event.received_at, event.source)
+        if link != event.link:
+            return "the link does not follow from the row before"
+        if row.watermark != max(event.received_at, self.watermark or row.watermark):
+            return "watermark is not the greatest received_at so far"
+        return _derived_fault(event)
+
+
+def _derived_fault(event: Event) -> str | None:
+    """Say which column is not what the body says, or None."""
+    try:
+        expected = parse_event(event.body, event.source, event.received_at)
+    except NotAnEvent:
+        return "the body is no event"
+    wrong = [name for name in _DERIVED if getattr(event, name) != getattr(expected, name)]
+    return f"{wrong[0]} is not what the body says" if wrong else None
+
+
+async def audit(eventlog: EventLog, on_progress: Progress) -> Proof:
+    """Walk the whole log as it stands now; call `on_progress(done, total)` after each page.
+
+    Raises LogDamaged naming the first bad position, LogUnavailable if the database is away.
+    """
+    bounds = await eventlog.bounds()
+    chain = _Chain(bounds.anchor_position, bounds.anchor_link)
+    total = bounds.head_position - bounds.anchor_position
+    while chain.position < bounds.head_position:
+        rows = await eventlog.audit_after(chain.position, limit=PAGE_EVENTS)
+        if not rows:
+            raise LogDamaged(chain.position + 1, "missing, and everything after it")
+        for row in rows:
+            chain.follow(row)
+        on_progress(min(chain.position - bounds.anchor_position, total), total)
+    return Proof(total, bounds)

@@ -1,0 +1,82 @@
+"""The operator's commands that work on the database itself: migrate, audit, tokens.
+
+They use `DATABASE_URL`, or the embedded database: one that runs is used as it is, one that does not
+is started for as long as the command takes.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TypeVar
+
+from service.audit import Progress, Proof, audit
+from service.auth import Tokens
+from service.config import Settings
+from service.cursor import parse_place
+from service.db import Pool, create_pool, prepare
+from service.embedded import EmbeddedPostgres, default_data_dir
+from service.errors import ConfigError
+from service.eventlog import EventLog
+from service.migrate import check_schema, migrate
+
+T = TypeVar("T")
+
+
+def migrate_database(settings: Settings) -> list[str]:
+    """Apply the missing migrations as the owner; return their names."""
+    with _database(settings, is_owner=True) as dsn:
+        return asyncio.run(migrate(dsn))
+
+
+def audit_database(settings: Settings, checkpoint: str | None, on_progress: Progress) -> Proof:
+    """Prove the log, and that it holds `checkpoint` (`<position>.<link>`) if one is given.
+
+    Raises LogDamaged, LogDiverged, PositionAhead or PositionPruned.
+    """
+
+    async def work(pool: Pool) -> Proof:
+        eventlog = EventLog(pool)
+        if checkpoint is not None:
+            position, _, digits = checkpoint.partition(".")
+            place = parse_place(f"{position}.{digits[:8]}", "--checkpoint")
+            await eventlog.check(place.position, digits.lower())
+        return await audit(eventlog, on_progress)
+
+    return _run(settings, work)
+
+
+def with_tokens(settings: Settings, work: Callable[[Tokens], Awaitable[T]]) -> T:
+    """Return what `work` does with the database's tokens."""
+    return _run(settings, lambda pool: work(Tokens(settings, pool)))
+
+
+def _run(settings: Settings, work: Callable[[Pool], Awaitable[T]]) -> T:
+    async def main(dsn: str) -> T:
+        async with _open(dsn) as pool:
+            return await work(pool)
+
+    with _database(settings) as dsn:
+        return asyncio.run(main(dsn))
+
+
+@asynccontextmanager
+async def _open(dsn: str) -> AsyncIterator[Pool]:
+    role = await prepare(dsn, check_schema, wait_s=0)
+    async with create_pool(dsn, max_size=1, role=role) as pool:
+        yield pool
+
+
+@contextmanager
+def _database(settings: Settings, *, is_owner: bool = False) -> Iterator[str]:
+    """Yield a DSN of the settings' database; the embedded one is started if it does not run."""
+    if settings.database_url is not None:
+        yield settings.database_url.get_secret_value()
+        return
+    data_dir = settings.data_dir or default_data_dir()
+    if not (data_dir / "postgres").is_dir():
+        raise ConfigError(
+            f"DATABASE_URL is not set, and there is no embedded database in {data_dir} "
+            "(CAUSEWAY_DATA_DIR): run `causeway serve` first, or set one of them"
+        )
+    with EmbeddedPostgres.attach(data_dir) as postgres:
+        yield postgres.owner_url if is_owner else postgres.service_url
