@@ -48,7 +48,7 @@ LOST_LOOPS = 3
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What whoever serves it needs: the ASGI app, and how to stop in order."""
+    """Every part that others meet: the ASGI app, what a shutdown needs, what a test looks at."""
 
     app: Starlette
     appender: Appender
@@ -58,6 +58,16 @@ class Service:
     eventlog: EventLog
     metrics: Metrics
     supervisor: Supervisor
+
+
+@dataclass(frozen=True, slots=True)
+class _Database:
+    """Three ways to the database: readers that queue must delay neither the append nor the tail."""
+
+    direct_dsn: str
+    readers: Pool
+    writer: Pool
+    tail: Pool
 
 
 @asynccontextmanager
@@ -70,43 +80,23 @@ async def open_service(
     schema is not this code's, ConfigError if the database cannot be reached for a minute.
     """
     sources = Sources(settings)
-    metrics = Metrics()
-    direct = settings.database_direct_url
-    direct_dsn = direct.get_secret_value() if direct else dsn
-    role = await prepare(direct_dsn, check_schema, wait_s=DATABASE_WAIT_S)
     async with AsyncExitStack() as stack:
-        writer = await stack.enter_async_context(create_pool(direct_dsn, max_size=1, role=role))
-        readers = await stack.enter_async_context(
-            create_pool(
-                dsn, max_size=settings.pool_max_connections, role=role, is_pooler=direct is not None
-            )
-        )
-        metrics.watch_pool(readers.get_size, readers.get_idle_size)
-        eventlog = EventLog(readers, writer)
-        tokens = Tokens(settings, readers)
-        appender = Appender(
-            partial(eventlog.append, timeout_s=settings.append_timeout_s),
-            metrics,
-            max_events=settings.append_queue_events,
-            max_bytes=settings.append_queue_bytes,
-            batch_events=settings.append_batch_events,
-        )
+        database = await _open_database(stack, settings, dsn)
+        supervisor = await stack.enter_async_context(Supervisor(on_fatal))
+        metrics = Metrics()
+        metrics.watch_pool(database.readers.get_size, database.readers.get_idle_size)
+        eventlog = EventLog(database.readers, database.writer)
+        tokens = Tokens(settings, database.readers)
+        appender = _appender(settings, eventlog, metrics)
         window = Window(max_events=settings.window_events, max_bytes=settings.window_bytes)
         hub = Hub(settings, tokens, metrics)
-        tail = Tail(
-            EventLog(await _own_session(stack, direct_dsn, role)),
-            window,
-            metrics,
-            dsn=direct_dsn,
-            poll_s=settings.poll_s,
-            preload_events=settings.window_events,
-            on_changed=partial(hub.close_all, "diverged"),
+        tail = _tail(settings, database, window, hub, metrics)
+        app = _starlette(
+            ReceiveWebhook(settings, sources, appender, metrics),
+            Stream(settings, eventlog, window, hub, tokens, metrics),
+            Pages(eventlog, window, tokens),
+            _ops(settings, metrics, supervisor, tail, hub),
         )
-        supervisor = await stack.enter_async_context(Supervisor(on_fatal))
-        ops = _ops(settings, metrics, supervisor, tail, hub, window)
-        stream = Stream(settings, eventlog, window, hub, tokens, metrics)
-        receive = ReceiveWebhook(settings, sources, appender, metrics)
-        app = _starlette(receive, stream, Pages(eventlog, window, tokens), ops)
         supervisor.start("appender", appender.run, max_failures=LOST_LOOPS)
         supervisor.start("tail", tail.run)
         supervisor.start("listen", tail.listen)
@@ -118,9 +108,43 @@ async def open_service(
         yield Service(app, appender, hub, tail, window, eventlog, metrics, supervisor)
 
 
-async def _own_session(stack: AsyncExitStack, dsn: str, role: str | None) -> Pool:
-    """One connection that nobody else uses: readers that queue must not delay the tail."""
-    return await stack.enter_async_context(create_pool(dsn, max_size=1, role=role))
+async def _open_database(stack: AsyncExitStack, settings: Settings, dsn: str) -> _Database:
+    direct = settings.database_direct_url
+    direct_dsn = direct.get_secret_value() if direct else dsn
+    role = await prepare(direct_dsn, check_schema, wait_s=DATABASE_WAIT_S)
+    readers = create_pool(
+        dsn, max_size=settings.pool_max_connections, role=role, is_pooler=direct is not None
+    )
+    return _Database(
+        direct_dsn,
+        readers=await stack.enter_async_context(readers),
+        writer=await stack.enter_async_context(create_pool(direct_dsn, max_size=1, role=role)),
+        tail=await stack.enter_async_context(create_pool(direct_dsn, max_size=1, role=role)),
+    )
+
+
+def _appender(settings: Settings, eventlog: EventLog, metrics: Metrics) -> Appender:
+    return Appender(
+        partial(eventlog.append, timeout_s=settings.append_timeout_s),
+        metrics,
+        max_events=settings.append_queue_events,
+        max_bytes=settings.append_queue_bytes,
+        batch_events=settings.append_batch_events,
+    )
+
+
+def _tail(
+    settings: Settings, database: _Database, window: Window, hub: Hub, metrics: Metrics
+) -> Tail:
+    return Tail(
+        EventLog(database.tail),
+        window,
+        metrics,
+        dsn=database.direct_dsn,
+        poll_s=settings.poll_s,
+        preload_events=settings.window_events,
+        on_changed=partial(hub.close_all, "diverged"),
+    )
 
 
 def _starlette(receive: ReceiveWebhook, stream: Stream, pages: Pages, ops: Ops) -> Starlette:
@@ -150,7 +174,6 @@ def _ops(
     supervisor: Supervisor,
     tail: Tail,
     hub: Hub,
-    window: Window,
 ) -> Ops:
     stale_s = STALE_READ_S + 2 * settings.poll_s
 

@@ -10,21 +10,15 @@ import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import (
-    BaseSettings,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from service.errors import ConfigError
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Networks = Annotated[tuple[Network, ...], NoDecode]
-Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
+Networks = tuple[Network, ...]
+Secrets = tuple[SecretStr, ...]
 MAX_SECRETS = 2  # a Bridge webhook has at most two secrets at a time
 
 
@@ -39,10 +33,10 @@ def split_secrets(text: str) -> tuple[str, ...]:
     return secrets
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """All settings. Times are in seconds (`_S`), sizes in bytes (`_BYTES`)."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     database_url: SecretStr | None = Field(
         None,
@@ -249,18 +243,6 @@ class Settings(BaseSettings):
             raise ValueError("a token has at least 16 characters")
         return value
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what is passed: `load` reads the environment, so that tests need not change it."""
-        return (init_settings,)
-
     @cached_property
     def secrets(self) -> tuple[str, ...]:
         """The secrets of the source `default`; empty if there are none."""
@@ -284,6 +266,13 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         return Settings(**values)  # type: ignore[arg-type]
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
+
+
+def without_settings(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment without our settings, for a service that is to have its own."""
+    environ = os.environ if environ is None else environ
+    ours = {suffixed for name in variables() for suffixed in (name, f"{name}_FILE")}
+    return {name: value for name, value in environ.items() if name not in ours}
 
 
 def _read(name: str, environ: Mapping[str, str]) -> str:

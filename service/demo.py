@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.client import subscribe
-from service.config import variables
+from service.config import without_settings
 from service.errors import CausewayError
 from service.journey import Journey, Journeys, journey_line
 from service.payloads import TEST_EVENT
@@ -211,9 +211,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 def _environment(access: Access, data: Path) -> dict[str, str]:
     """Return our environment without any setting of a real service, and with the demo's."""
-    settings = {name for variable in variables() for name in (variable, f"{variable}_FILE")}
-    inherited = {name: value for name, value in os.environ.items() if name not in settings}
-    return inherited | {
+    return without_settings() | {
         "BRIDGE_WEBHOOK_SECRET": access.secret,
         "CAUSEWAY_STREAM_TOKEN": access.token,
         "CAUSEWAY_DATA_DIR": str(data),

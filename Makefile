@@ -1,0 +1,52 @@
+# `make demo` and `make test` need nothing but Python 3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+.DEFAULT_GOAL := help
+
+.PHONY: help demo serve test lint bench clean
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The environment is made once, and again when the dependencies change.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[server]'
+	rm -f $(VENV)/installed-test $(VENV)/installed-bench
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/installed-bench: $(VENV)/installed-test
+	$(BIN)/pip install --quiet --editable '.[bench]'
+	touch $@
+
+demo: $(VENV)/installed ## See it work: service, simulated Bridge, live events (Ctrl-C ends it)
+	$(BIN)/python -m service demo
+
+# A development server on the embedded Postgres, with secrets that are no secrets.
+serve: export BRIDGE_WEBHOOK_SECRET ?= whsec-development-only
+serve: export CAUSEWAY_STREAM_TOKEN ?= stream-development-only
+serve: export CAUSEWAY_ADMIN_TOKEN ?= admin-development-only
+serve: export CAUSEWAY_DATA_DIR ?= /tmp/causeway-development
+serve: $(VENV)/installed ## Run the service on port 8000 with development secrets
+	$(BIN)/python -m service serve --migrate
+
+test: $(VENV)/installed-test ## Run all tests (and lint and types, which are tests)
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-test ## Check style, format and types
+	$(BIN)/ruff check service tests
+	$(BIN)/ruff format --check service tests
+	$(BIN)/mypy
+
+bench: $(VENV)/installed-bench ## Measure, and keep the table in docs/benchmarks.md
+	$(BIN)/python -m tests.bench
+
+clean: ## Remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

