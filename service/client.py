@@ -51,11 +51,17 @@ _CONNECT_S = 10.0
 _BLOCK_MAX_BYTES = 64 * 1024 * 1024  # above any body that a server may be set to take
 _ANSWER_MAX_BYTES = 64 * 1024
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_HEADERS = {
+    "Accept": "text/event-stream",
+    "Accept-Encoding": "identity",  # who compresses a stream also holds it back
+    "Cache-Control": "no-store",
+}
 _PASSING = (
     httpx2.NetworkError,
     httpx2.TimeoutException,
     httpx2.RemoteProtocolError,
     httpx2.ProxyError,
+    httpx2.DecodingError,
 )
 
 
@@ -68,7 +74,7 @@ class Interruption:
     last_id: str | None
 
 
-class _Ended(Exception):  # noqa: N818 - not an error: every connection ends so
+class _Ended(Exception):
     def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
         super().__init__(reason)
         self.reason, self.retry_after_s = reason, retry_after_s
@@ -137,7 +143,7 @@ async def _connection(
 ) -> AsyncGenerator[Event, None]:
     """Yield the events of one connection; always ends with `_Ended` or a `SubscribeError`."""
     ask = subscription.ask()
-    headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"} | ask.headers
+    headers = _HEADERS | ask.headers
     try:
         async with client.stream("GET", target, params=ask.parameters, headers=headers) as response:
             await _check(response)

@@ -104,6 +104,7 @@ async def _show(wishes: Wishes, access: Access, stop: asyncio.Event, console: Co
     try:
         report = await simulation.run(stop)
         await _drained(journeys, moved, reader)
+        journeys.finish_rest()
     finally:
         ended.set()
         status.cancel()

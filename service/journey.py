@@ -60,6 +60,11 @@ class Journeys:
         if position in self._deliveries:
             self._finish(position)
 
+    def finish_rest(self) -> None:
+        """Show all that came without an answer to us: the end is near."""
+        for position in list(self._deliveries):
+            self._finish(position)
+
     def _finish(self, position: int) -> None:
         event, arrived_at = self._deliveries.pop(position)
         answer = self._answers.pop(position, None)

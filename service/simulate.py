@@ -19,13 +19,13 @@ import httpx2
 from service.client import address, is_loopback
 from service.errors import ConfigError
 from service.latencies import Latencies
-from service.payloads import TEST_EVENT, events
+from service.payloads import events
 from service.signature import HEADER, sign
 
-__all__ = ["TEST_EVENT", "Answer", "Latencies", "Plan", "Report", "Simulation", "calls", "events"]
+__all__ = ["Answer", "Latencies", "Plan", "Report", "Simulation", "calls", "events"]
 
 OUTSTANDING_MAX = 10_000  # calls without a fate; at so many the sender falls behind its rate
-_PHASES = 3  # of a rotation: the old secret, both, the new one
+_KEEPALIVE_S = 2.0  # under what servers keep: a call must not meet a closing connection
 
 
 class Fate(StrEnum):
@@ -195,8 +195,9 @@ class Simulation:
         return self._report(time.monotonic() - started)
 
     def _client(self) -> httpx2.AsyncClient:
+        most = self.plan.connections
         return httpx2.AsyncClient(
-            limits=httpx2.Limits(max_connections=self.plan.connections),
+            limits=httpx2.Limits(max_connections=most, keepalive_expiry=_KEEPALIVE_S),
             timeout=None,  # `_post` has one for the whole call
             trust_env=not is_loopback(self._target),
         )
@@ -211,14 +212,13 @@ class Simulation:
 
     async def _settle(self, client: httpx2.AsyncClient, call: Call, stop: asyncio.Event) -> Fate:
         """Send a call until it has its fate, with exponential back-off between the tries."""
-        fate: Fate | None = None
         tries = 0
         while (fate := judge(call, await self._post(client, call), tries)) is None:
+            due = time.monotonic() + self.plan.retry_base_s * 2**tries
             if tries == self.plan.retries:
                 fate = Fate.GIVEN_UP
                 break
-            wait_s = self.plan.retry_base_s * 2**tries
-            if await stopped_within(stop, time.monotonic() + wait_s):
+            if await stopped_within(stop, due):
                 fate = Fate.UNFINISHED
                 break
             tries += 1
@@ -234,21 +234,14 @@ class Simulation:
             try:
                 async with asyncio.timeout(self.plan.timeout_s):
                     response = await client.post(self._target, content=call.body, headers=headers)
-            except (TimeoutError, httpx2.TransportError):
+            except (TimeoutError, httpx2.RequestError):
                 self._answers["no answer"] += 1
                 return None
             elapsed_s = time.perf_counter() - started
         self._answers[str(response.status_code)] += 1
         if response.is_success:
             self._latencies.add(elapsed_s)
-        position = response.headers.get("Causeway-Position")
-        answer = Answer(
-            status=response.status_code,
-            position=int(position) if position else None,
-            is_duplicate=response.headers.get("Causeway-Duplicate") == "true",
-            sent_at=sent_at,
-            answered_at=sent_at + elapsed_s,
-        )
+        answer = _answer(response, sent_at, sent_at + elapsed_s)
         self._on_answer(answer)
         return answer
 
@@ -282,12 +275,19 @@ async def stopped_within(stop: asyncio.Event, until: float) -> bool:
     return stop.is_set()
 
 
+def _answer(response: httpx2.Response, sent_at: float, answered_at: float) -> Answer:
+    position = response.headers.get("Causeway-Position")
+    is_duplicate = response.headers.get("Causeway-Duplicate") == "true"
+    place = int(position) if position and position.isdecimal() else None
+    return Answer(response.status_code, place, is_duplicate, sent_at, answered_at)
+
+
 def _secrets(plan: Plan, number: int) -> tuple[str, ...]:
     if not plan.is_rotating or plan.count is None:
         return plan.secrets
     current, previous = plan.secrets
     phases = ((previous,), (current, previous), (current,))
-    return phases[number * _PHASES // plan.count]
+    return phases[number * len(phases) // plan.count]
 
 
 def _forgery(body: bytes, secrets: tuple[str, ...], rng: Random) -> str:

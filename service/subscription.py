@@ -11,8 +11,6 @@ answers are final, and how long to wait before the next try. `client` drives it 
     └── Unreadable    what came is not a stream of Causeway
 """
 
-# ruff: noqa: N818 - the names say what happened, as in `errors`
-
 import json
 import random
 import re
