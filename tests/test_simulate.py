@@ -574,13 +574,14 @@ def test_a_journey_joins_answer_and_delivery_whichever_comes_first(
     assert len(done) == 1
 
 
+@pytest.mark.parametrize("finish", [lambda joined: joined.finish_outside(3), Journeys.finish_rest])
 def test_an_event_sent_by_someone_else_is_shown_without_our_stages(
-    journeys: tuple[Journeys, list[Journey]],
+    journeys: tuple[Journeys, list[Journey]], finish: Callable[[Journeys], None]
 ) -> None:
     joined, done = journeys
     joined.delivered(arrived(3), RECEIVED.timestamp())
     assert done == []
-    joined.finish_outside(3)
+    finish(joined)
     assert [journey.commit_s for journey in done] == [None]
     assert joined.stages["commit"].percentile(50) is None
 
