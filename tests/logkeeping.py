@@ -1,0 +1,85 @@
+"""What tests do to a log and ask of it: append, prune, put back, and read a metric."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from service.event import NewEvent, parse_event
+from tests.bridge import body, new_event
+from tests.reader import Block
+from tests.running import Running, eventually
+
+if TYPE_CHECKING:
+    Owner = asyncpg.Connection[asyncpg.Record]
+else:  # generic only for the type checker
+    Owner = asyncpg.Connection
+USER_2 = "11111111-2222-4333-8444-555555555555"
+MARCH = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+async def append(running: Running, *events: NewEvent) -> None:
+    """Append `events` in one batch, and wait until the streams can have them."""
+    eventlog = running.service.eventlog
+    await eventlog.append(events or [new_event()], timeout_s=10)
+    head = (await eventlog.bounds()).head_position
+    await eventually(lambda: running.service.window.position >= head)
+
+
+async def append_many(running: Running, count: int, **content: object) -> None:
+    """Append `count` events, 100 in a batch."""
+    for first in range(0, count, 100):
+        await append(running, *(new_event(**content) for _ in range(min(100, count - first))))  # type: ignore[arg-type]
+
+
+def sample(running: Running, name: str, **labels: str) -> float:
+    """Return the value of one of the service's metrics."""
+    value = running.service.metrics.registry.get_sample_value(f"causeway_{name}", labels)
+    assert value is not None, name
+    return value
+
+
+def positions(blocks: Iterable[Block]) -> list[int]:
+    return [block.position for block in blocks]
+
+
+async def id_of(running: Running, position: int) -> str:
+    """Return the id of the event at `position`."""
+    link = await running.service.eventlog.link_at(position)
+    assert link is not None
+    return f"{position}.{link[:4].hex()}"
+
+
+async def prune(owner: Owner, up_to: int) -> None:
+    """Take the events up to `up_to` out of the log, as retention does."""
+    async with owner.transaction():
+        await owner.execute("ALTER TABLE causeway.event DISABLE TRIGGER event_is_append_only")
+        await owner.execute(
+            "UPDATE causeway.log SET anchor_position = $1, "
+            "anchor_link = (SELECT link FROM causeway.event WHERE position = $1)",
+            up_to,
+        )
+        await owner.execute("DELETE FROM causeway.event WHERE position <= $1", up_to)
+        await owner.execute("ALTER TABLE causeway.event ENABLE TRIGGER event_is_append_only")
+
+
+async def replace_log(owner: Owner, kept: int) -> None:
+    """Put the log back to `kept` events, as a restore from an old backup does."""
+    async with owner.transaction():
+        await owner.execute("ALTER TABLE causeway.event DISABLE TRIGGER event_is_append_only")
+        await owner.execute("DELETE FROM causeway.event WHERE position > $1", kept)
+        await owner.execute("DELETE FROM causeway.digest WHERE position > $1", kept)
+        await owner.execute("ALTER TABLE causeway.event ENABLE TRIGGER event_is_append_only")
+
+
+async def append_four_kinds(running: Running) -> None:
+    """Append one event of each kind that the filters tell apart, and a last one for the end."""
+    await append(
+        running,
+        new_event("item.created", item_id=1, account_id=None),
+        new_event("item.account.updated", item_id=2, account_id=20, user_uuid=USER_2),
+        new_event("ACCOUNT_UPDATED", item_id=3, account_id=30),
+        parse_event(body("payment.link.updated", item_id=2), "shop", datetime.now(UTC)),
+        new_event("transfer.created", item_id=9_007_199_254_740_993, account_id=40),
+    )
