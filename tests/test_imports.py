@@ -75,7 +75,7 @@ def test_the_tail_knows_no_subscribers_and_receive_no_sql() -> None:
 
 
 def test_a_plain_install_can_import_the_client() -> None:
-    """`pip install causeway` brings httpx2 only: the client needs nothing else of ours or others."""
+    """`pip install causeway` brings httpx2 only: the client needs nothing else."""
     seen: set[str] = set()
     todo = ["client"]
     while todo:

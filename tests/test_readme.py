@@ -56,7 +56,7 @@ async def test_every_endpoint_is_in_the_table(service: Running) -> None:
     routes = {
         (method, route.path)  # type: ignore[attr-defined]
         for route in service.service.app.routes
-        for method in (route.methods or ()) - {"HEAD"}  # type: ignore[attr-defined]
+        for method in set(route.methods or ()) - {"HEAD"}  # type: ignore[attr-defined]
     }
     documented = {tuple(call.split(" ")) for call in table("Endpoints")}
     assert documented == routes
@@ -72,9 +72,7 @@ def test_every_command_is_in_the_table() -> None:
 
 
 def test_every_module_is_in_the_table() -> None:
-    named = {
-        module for cell in table("The way of an event") for module in re.findall(r"\w+", cell)
-    }
+    named = {module for cell in table("The way of an event") for module in re.findall(r"\w+", cell)}
     modules = {path.stem for path in (ROOT / "service").glob("*.py")} - {"__init__", "__main__"}
     assert named == modules
 
