@@ -45,6 +45,7 @@ class Appender:
         self._queued_bytes = 0
         self._in_flight: list[Waiting] = []
         self._arrived = asyncio.Event()
+        self._settled = asyncio.Event()
         metrics.append_queue.set_function(lambda: len(self._queue))
 
     async def append(self, event: NewEvent) -> Appended:
@@ -75,16 +76,19 @@ class Appender:
                 self._in_flight = self._take_batch()
                 await self._settle(self._in_flight)
                 self._in_flight = []
+                self._settled.set()
         finally:
             self._fail([*self._in_flight, *self._queue], LogUnavailable("the process is stopping"))
+            self._in_flight = []
             self._queue.clear()
             self._queued_bytes = 0
+            self._settled.set()
 
     async def drained(self) -> None:
         """Return when nothing waits and nothing is in flight."""
         while self._queue or self._in_flight:
-            last = (self._queue or self._in_flight)[-1][1]
-            await asyncio.wait([last])
+            self._settled.clear()
+            await self._settled.wait()
 
     def _take_batch(self) -> list[Waiting]:
         batch: list[Waiting] = []
