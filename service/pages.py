@@ -26,7 +26,7 @@ from service.cursor import (
     single,
 )
 from service.errors import BadRequest, LogUnavailable, NotAcceptable, NotFound, PositionAhead
-from service.event import Event, cloudevent_json, event_id, one_line
+from service.event import GENESIS_POSITION, Event, cloudevent_json, event_id, one_line
 from service.eventlog import EventLog, Page
 from service.filter import Filter
 from service.window import Window
@@ -87,6 +87,8 @@ class Pages:
         caller = await self._authenticate(request)
         media_type = negotiate(request.headers.get("accept"), (CLOUDEVENT, JSON, BYTES))
         place = parse_place(request.path_params["position"], "position")
+        if place.position == GENESIS_POSITION:
+            raise NotFound("the first position is 1")
         try:
             await self._eventlog.check(place.position, place.link_digits)
         except PositionAhead as error:
