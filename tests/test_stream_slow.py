@@ -1,0 +1,158 @@
+"""Subscribers that do not keep up: they slow nobody, lose nothing, and are cut if they hang."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from tests.bridge import new_event
+from tests.logkeeping import Owner, append, positions, prune, sample
+from tests.reader import Block, Cut, Ended, Reader, reading
+from tests.running import Running, eventually
+
+Start = Callable[..., Awaitable[Running]]
+SMALL_BYTES = 4096  # of a socket's receive buffer
+PAD = "x" * 50_000
+# What the kernel and uvicorn hold for a client that does not read stays far below this.
+STALLING_EVENTS = 150
+
+
+async def append_large(running: Running, count: int) -> None:
+    """Append `count` events of 50 kB, 10 in a batch."""
+    for _ in range(count // 10):
+        await append(running, *(new_event(pad=PAD) for _ in range(10)))
+
+
+async def stall(running: Running) -> None:
+    """Append so much that whoever does not read hangs in a write."""
+    await append_large(running, STALLING_EVENTS)
+    hub = running.service.hub
+    await eventually(
+        lambda: any(
+            s.sending_since is not None and now() - s.sending_since > 0.2 for s in hub._subscribers
+        )
+    )
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def until_the_end(reader: Reader) -> list[Block]:
+    """Return all blocks up to an orderly end or a cut."""
+    with pytest.raises((Ended, Cut)):
+        while True:
+            await reader.block(30)
+    return [block for block in reader.seen if block.is_event]
+
+
+async def test_a_stalled_subscriber_is_cut_and_counted_and_slows_nobody(start: Start) -> None:
+    service = await start(send_timeout_s=1.5)
+    async with (
+        reading(service.url, "from=start", receive_bytes=SMALL_BYTES) as stalled,
+        reading(service.url, "from=start") as fast,
+    ):
+        await asyncio.gather(stall(service), fast.events(STALLING_EVENTS))
+        delays = []
+        while len(service.service.hub) == 2:  # the other one hangs in its write
+            began = time.monotonic()
+            await append(service)
+            await fast.event()
+            delays.append(time.monotonic() - began)
+        assert len(delays) > 10
+        assert sorted(delays)[len(delays) // 2] < 0.1
+        assert max(delays) < 1.0
+        assert sample(service, "stream_closed_total", reason="send_timeout") == 1
+        # Really cut: the server holds no connection for it, and its end is no orderly one.
+        await eventually(lambda: len(service.server.server_state.connections) == 1)
+        with pytest.raises(Cut):
+            while True:
+                await stalled.block(5)
+        await append(service)
+        await fast.event()
+
+
+async def test_a_cut_subscriber_resumes_where_it_was(start: Start) -> None:
+    service = await start(send_timeout_s=0.3)
+    async with reading(service.url, "from=start", receive_bytes=SMALL_BYTES) as stalled:
+        await stall(service)
+        await eventually(lambda: len(service.service.hub) == 0)
+        seen = positions(await until_the_end(stalled))
+    async with reading(service.url, last_event_id=stalled.last_id) as again:
+        left = STALLING_EVENTS - len(seen)
+        assert left > 0
+        seen += positions(await again.events(left))
+    assert seen == list(range(1, STALLING_EVENTS + 1))
+
+
+async def test_a_subscriber_below_the_window_reads_from_the_log_and_comes_back(
+    start: Start,
+) -> None:
+    service = await start(window_events=10, send_timeout_s=60)
+    async with reading(service.url, "from=start&control=1", receive_bytes=SMALL_BYTES) as reader:
+        assert await reader.control("caught_up") == {"position": 0}
+        await stall(service)
+        fell = await reader.control("fell_behind")
+        caught = await reader.control("caught_up")
+        await append(service)
+        await eventually_event(reader, STALLING_EVENTS + 1)
+    seen = positions(block for block in reader.seen if block.is_event)
+    assert seen == list(range(1, STALLING_EVENTS + 2))
+    assert 0 < fell["position"] < STALLING_EVENTS
+    assert caught == {"position": STALLING_EVENTS}
+
+
+async def eventually_event(reader: Reader, position: int) -> None:
+    while (await reader.event()).position < position:
+        pass
+
+
+async def test_what_is_pruned_under_a_slow_reader_ends_its_stream_and_is_no_silent_gap(
+    start: Start, owner: Owner
+) -> None:
+    service = await start(window_events=10, send_timeout_s=60)
+    async with reading(service.url, "from=start&control=1", receive_bytes=SMALL_BYTES) as reader:
+        await reader.checkpoint()
+        await stall(service)
+        await prune(owner, STALLING_EVENTS - 20)
+        assert (await reader.control("closing"))["reason"] == "pruned"
+        with pytest.raises(Ended):
+            await reader.block()
+    seen = positions(block for block in reader.seen if block.is_event)
+    assert seen == list(range(1, len(seen) + 1))
+    assert len(seen) < STALLING_EVENTS - 20
+    assert sample(service, "stream_closed_total", reason="pruned") == 1
+    async with reading(service.url, last_event_id=reader.last_id) as again:
+        error = await again.error()
+    assert (again.status, error["first_position"]) == (410, STALLING_EVENTS - 19)
+
+
+async def test_what_is_pruned_under_a_filtered_slow_reader_is_no_silent_gap_either(
+    start: Start, owner: Owner
+) -> None:
+    service = await start(window_events=10, send_timeout_s=60)
+    query = "from=start&control=1&type=item.*"
+    async with reading(service.url, query, receive_bytes=SMALL_BYTES) as reader:
+        await reader.checkpoint()
+        await stall(service)
+        await prune(owner, STALLING_EVENTS - 20)
+        assert (await reader.control("closing"))["reason"] == "pruned"
+    seen = positions(block for block in reader.seen if block.is_event)
+    assert seen == list(range(1, len(seen) + 1))
+    assert len(seen) < STALLING_EVENTS - 20
+
+
+async def test_a_stalled_subscriber_costs_no_memory_for_each_event_it_does_not_take(
+    start: Start,
+) -> None:
+    service = await start(window_events=10, send_timeout_s=60)
+    async with reading(service.url, "from=start", receive_bytes=SMALL_BYTES):
+        await stall(service)
+        [subscriber] = service.service.hub._subscribers
+        before = subscriber.position
+        [connection] = service.server.server_state.connections
+        buffered = connection.transport.get_write_buffer_size()
+        await append_large(service, 50)
+        assert subscriber.position == before
+        assert connection.transport.get_write_buffer_size() <= buffered < 1024 * 1024
