@@ -68,7 +68,6 @@ class Sources:
             files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
             stamp = tuple(_stamp(path) for path in files)
         except OSError as error:
-            # A swap in the middle of our look; the next look sees the new state.
             log.warning("sources folder unreadable", extra={"reason": error.strerror})
             return [str(error)]
         if stamp == self._stamp:
@@ -107,5 +106,8 @@ class Sources:
 
 
 def _stamp(path: Path) -> tuple[str, int, int, int]:
-    status = path.stat()  # follows the symlinks of a mounted Secret
+    try:
+        status = path.stat()  # follows the symlinks of a mounted Secret
+    except FileNotFoundError:  # a link that leads nowhere: reading it says so, of this source alone
+        return path.name, 0, 0, 0
     return path.name, status.st_ino, status.st_mtime_ns, status.st_size
