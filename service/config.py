@@ -36,7 +36,7 @@ def split_secrets(text: str) -> tuple[str, ...]:
 class Settings(BaseModel):
     """All settings. Times are in seconds (`_S`), sizes in bytes (`_BYTES`)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     database_url: SecretStr | None = Field(
         None,
