@@ -58,7 +58,7 @@ def test_only_load_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        load({}).port = 1  # type: ignore[misc]
+        load({}).port = 1
 
 
 def test_values_become_what_they_mean() -> None:
