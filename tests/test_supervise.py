@@ -1,0 +1,137 @@
+"""Loops that must not die unseen: restarted, counted, or the end of the process."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import pytest
+
+from service import supervise
+from service.supervise import Supervisor
+from tests.running import eventually
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervise, "BACKOFF_S", (0.001, 0.002))
+
+
+async def forever() -> None:
+    """Run until cancelled."""
+    await asyncio.Event().wait()
+
+
+def failing(times: int, then: Callable[[], None] = lambda: None) -> supervise.Loop:
+    """Return a loop that fails `times` times, and then calls `then` and runs for ever."""
+    left = times
+
+    async def run() -> None:
+        nonlocal left
+        if left:
+            left -= 1
+            raise RuntimeError("broken")
+        then()
+        await forever()
+
+    return run
+
+
+async def test_a_loop_that_fails_is_logged_and_started_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fatal: list[str] = []
+    healed = asyncio.Event()
+    async with Supervisor(fatal.append) as supervisor:
+        supervisor.start("tail", failing(5, healed.set))
+        await asyncio.wait_for(healed.wait(), 10)
+        assert supervisor.is_alive()
+    errors = [it.__dict__ for it in caplog.records if it.levelno == logging.ERROR]
+    assert [(it["loop"], it["failures"]) for it in errors] == [("tail", n) for n in range(1, 6)]
+    assert all(it["exc_info"] for it in errors)
+    assert fatal == []
+
+
+async def test_a_loop_that_keeps_failing_ends_the_process() -> None:
+    fatal: list[str] = []
+    async with Supervisor(fatal.append) as supervisor:
+        supervisor.start("steady", forever)
+        supervisor.start("appender", failing(3), max_failures=3)
+        await eventually(lambda: fatal == ["appender"])
+        await eventually(lambda: not supervisor.is_alive())
+
+
+async def test_fewer_failures_than_the_limit_do_not_end_it() -> None:
+    fatal: list[str] = []
+    healed = asyncio.Event()
+    async with Supervisor(fatal.append) as supervisor:
+        supervisor.start("appender", failing(2, healed.set), max_failures=3)
+        await asyncio.wait_for(healed.wait(), 10)
+        assert supervisor.is_alive()
+    assert fatal == []
+
+
+async def test_a_loop_that_returns_ends_the_process(caplog: pytest.LogCaptureFixture) -> None:
+    async def over() -> None:
+        return
+
+    fatal: list[str] = []
+    async with Supervisor(fatal.append) as supervisor:
+        supervisor.start("pulse", over)
+        await eventually(lambda: fatal == ["pulse"])
+        await eventually(lambda: not supervisor.is_alive())
+    assert "loop ended, the process stops" in caplog.text
+
+
+async def test_a_loop_that_ran_well_for_long_starts_its_back_off_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervise, "HEALTHY_S", -1.0)
+    fatal: list[str] = []
+    healed = asyncio.Event()
+    async with Supervisor(fatal.append) as supervisor:
+        supervisor.start("listen", failing(10, healed.set), max_failures=2)
+        await asyncio.wait_for(healed.wait(), 10)
+    assert fatal == []
+
+
+async def test_back_off_grows_to_its_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervise, "BACKOFF_S", (1.0, 2.0, 3.0))
+    waits: list[float] = []
+    sleep = asyncio.sleep
+
+    async def record(seconds: float) -> None:
+        waits.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr("service.supervise.asyncio.sleep", record)
+    fatal: list[str] = []
+    async with Supervisor(fatal.append) as supervisor:
+        supervisor.start("tail", failing(6), max_failures=6)
+        while not fatal:
+            await sleep(0)
+    assert waits == [1.0, 2.0, 3.0, 3.0, 3.0]
+
+
+async def test_the_end_of_the_block_cancels_every_loop_and_waits_for_it() -> None:
+    cleaned: list[str] = []
+
+    async def careful() -> None:
+        try:
+            await forever()
+        finally:
+            await asyncio.sleep(0)
+            cleaned.append("done")
+
+    fatal: list[str] = []
+    async with Supervisor(fatal.append) as supervisor:
+        supervisor.start("one", careful)
+        supervisor.start("two", careful)
+        await asyncio.sleep(0)
+    assert cleaned == ["done", "done"]
+    assert fatal == []
+
+
+async def test_tasks_carry_the_names_of_their_loops() -> None:
+    async with Supervisor(lambda _: None) as supervisor:
+        supervisor.start("appender", forever)
+        assert "appender" in {task.get_name() for task in asyncio.all_tasks()}
