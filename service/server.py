@@ -22,6 +22,7 @@ from service.errors import ConfigError
 log = logging.getLogger("causeway.server")
 
 BACKLOG = 4096
+FORCE_CHECK_S = 0.1
 TCP_USER_TIMEOUT_MS = 30_000  # a peer that acknowledges nothing for this long is gone
 
 
@@ -69,13 +70,24 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         log.info("stopping", extra={"streams": len(self._service.hub)})
-        await self._service.hub.drain(self._settings.drain_s)
+        await self._drain()
         await super().shutdown(sockets)
         try:
             await asyncio.wait_for(self._service.appender.drained(), self._settings.shutdown_s)
         except TimeoutError:
             log.error("appends still waiting at the end; their callers get no answer")
         log.info("stopped")
+
+    async def _drain(self) -> None:
+        """End the streams over the drain time; all at once after a second SIGINT."""
+        hub = self._service.hub
+        drain = asyncio.create_task(hub.drain(self._settings.drain_s), name="drain")
+        while not (await asyncio.wait([drain], timeout=FORCE_CHECK_S))[0]:
+            if self.force_exit:
+                drain.cancel()
+                hub.close_all("drain")
+        if not drain.cancelled():
+            drain.result()
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -1,0 +1,222 @@
+"""A real process at its start and its end: its port, SIGTERM with open streams, a second SIGINT."""
+
+import asyncio
+import itertools
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.bridge import body, post
+from tests.logkeeping import Owner
+from tests.reader import Block, Cut, Ended, Reader, reading
+from tests.running import ROOT, Database, Process, environment, service_process
+
+StartProcess = Callable[..., Process]
+APPEND_LOCK = "hashtext('causeway'), hashtext('append_events')"
+
+
+@pytest.fixture
+def start_process(database: Database, tmp_path: Path) -> Iterator[StartProcess]:
+    """Start a real process on the test's database; settings by their variables' names."""
+    with ExitStack() as stack:
+
+        def start(**settings: str) -> Process:
+            env = environment(DATABASE_URL=database.service_dsn, **settings)
+            return stack.enter_context(service_process(env, tmp_path / "service.log"))
+
+        yield start
+
+
+async def exit_code(process: Process, within_s: float) -> int:
+    return await asyncio.to_thread(process.popen.wait, within_s)
+
+
+async def until_not_ready(process: Process, client: httpx2.AsyncClient) -> dict[str, str]:
+    """Return the checks of the first answer of `/readyz` that is a 503."""
+    async with asyncio.timeout(5):
+        while (answer := await client.get(f"{process.url}/readyz")).status_code != 503:
+            pass
+    checks: dict[str, str] = answer.json()["checks"]
+    return checks
+
+
+async def until_not_listening(process: Process) -> None:
+    """Return once the process takes no new connection."""
+    host, _, port = process.url.removeprefix("http://").partition(":")
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection(host, int(port))
+            except ConnectionError:
+                return
+            writer.close()
+            await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def many_readers(url: str, count: int) -> AsyncIterator[list[Reader]]:
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(reading(url, "from=start")) for _ in range(count)]
+
+
+async def test_sigterm_ends_500_streams_in_order_while_webhooks_are_still_answered(
+    start_process: StartProcess,
+) -> None:
+    process = start_process(CAUSEWAY_DRAIN_S="2", CAUSEWAY_SHUTDOWN_S="5")
+    async with httpx2.AsyncClient(timeout=10) as client, many_readers(process.url, 500) as readers:
+        for _ in range(3):
+            assert (await post(process.url, body(), client=client)).status_code == 200
+        rests = [asyncio.create_task(reader.rest()) for reader in readers]
+        began = time.monotonic()
+        process.popen.send_signal(signal.SIGTERM)
+        checks = await until_not_ready(process, client)
+        assert time.monotonic() - began < 1.0
+        assert checks["draining"] != "ok"
+        async with reading(process.url) as late:
+            assert (late.status, (await late.error())["code"]) == (503, "draining")
+            assert "retry-after" in late.headers
+        answers = [await post(process.url, body(), client=client) for _ in range(5)]
+        assert [answer.status_code for answer in answers] == [200] * 5
+        ended = await asyncio.gather(*rests)
+    assert await exit_code(process, 10) == 0
+    assert time.monotonic() - began < 2 + 5 + 2
+    for blocks in ended:
+        events = [block.position for block in blocks if block.is_event]
+        assert events == list(range(1, len(events) + 1))
+        assert len(events) >= 3
+        assert blocks[-1].is_checkpoint
+        assert blocks[-1].position == len(events)
+
+
+async def test_streams_do_not_all_end_at_once(start_process: StartProcess) -> None:
+    process = start_process(CAUSEWAY_DRAIN_S="2")
+
+    async def end_of(reader: Reader) -> float:
+        await reader.rest()
+        return time.monotonic()
+
+    async with many_readers(process.url, 20) as readers:
+        ends = [asyncio.create_task(end_of(reader)) for reader in readers]
+        process.popen.send_signal(signal.SIGTERM)
+        times = sorted(await asyncio.gather(*ends))
+    assert await exit_code(process, 10) == 0
+    assert times[-1] - times[0] > 1.5
+    assert max(b - a for a, b in itertools.pairwise(times)) < 1.0
+
+
+async def test_sigterm_is_not_held_up_by_a_stalled_client(start_process: StartProcess) -> None:
+    process = start_process(CAUSEWAY_DRAIN_S="0.5", CAUSEWAY_SHUTDOWN_S="1")
+    async with (
+        httpx2.AsyncClient(timeout=10) as client,
+        reading(process.url, "from=start", receive_bytes=4096) as stalled,
+        reading(process.url, "from=start") as good,
+    ):
+        for _ in range(60):
+            answer = await post(process.url, body(pad="x" * 200_000), client=client)
+            assert answer.status_code == 200
+        await good.events(60)
+        process.popen.send_signal(signal.SIGTERM)
+        rest = await good.rest()
+        assert rest[-1].position == 60
+        assert await exit_code(process, 10) == 0
+        with pytest.raises(Cut):
+            while True:
+                await stalled.block()
+    assert stalled.last_id is not None
+
+
+async def test_an_append_in_flight_at_sigterm_still_gets_its_200(
+    start_process: StartProcess, owner: Owner
+) -> None:
+    process = start_process(CAUSEWAY_DRAIN_S="0.2", CAUSEWAY_SHUTDOWN_S="5")
+    payload = body()
+    async with owner.transaction():
+        await owner.execute(f"SELECT pg_advisory_xact_lock({APPEND_LOCK})")
+        posting = asyncio.create_task(post(process.url, payload))
+        await until_waiting_for_the_lock(owner)
+        process.popen.send_signal(signal.SIGTERM)
+        await until_not_listening(process)
+        assert not posting.done()
+    answer = await asyncio.wait_for(posting, 5)
+    assert (answer.status_code, answer.headers["causeway-position"]) == (200, "1")
+    assert await exit_code(process, 10) == 0
+    assert await owner.fetchval("SELECT body FROM causeway.event") == payload
+
+
+async def until_waiting_for_the_lock(owner: Owner) -> None:
+    waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    async with asyncio.timeout(5):
+        while await owner.fetchval(waiting) == 0:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_long_poll_is_answered_at_sigterm(start_process: StartProcess) -> None:
+    process = start_process(CAUSEWAY_DRAIN_S="0.3", CAUSEWAY_SHUTDOWN_S="20")
+    async with httpx2.AsyncClient(timeout=70, headers=process.headers) as client:
+        polling = asyncio.create_task(client.get(f"{process.url}/events?wait=60"))
+        done, _ = await asyncio.wait([polling], timeout=0.5)
+        assert not done
+        process.popen.send_signal(signal.SIGTERM)
+        answer = await asyncio.wait_for(polling, 10)
+    assert answer.status_code == 200
+    assert answer.json()["events"] == []
+    assert await exit_code(process, 5) == 0
+
+
+async def test_a_second_sigint_waits_for_nobody(start_process: StartProcess) -> None:
+    process = start_process(CAUSEWAY_DRAIN_S="60", CAUSEWAY_SHUTDOWN_S="60")
+    async with reading(process.url) as first, reading(process.url) as second:
+        process.popen.send_signal(signal.SIGINT)
+        async with httpx2.AsyncClient() as client:
+            await until_not_ready(process, client)
+        process.popen.send_signal(signal.SIGINT)
+        assert await exit_code(process, 5) == 0
+        for reader in (first, second):
+            with pytest.raises((Ended, Cut)):
+                while True:
+                    await reader.block(5)
+
+
+async def test_the_last_event_reaches_streams_that_are_being_drained(
+    start_process: StartProcess,
+) -> None:
+    process = start_process(CAUSEWAY_DRAIN_S="2")
+    seen: list[list[Block]] = []
+    async with many_readers(process.url, 4) as readers:
+        rests = [asyncio.create_task(reader.rest()) for reader in readers]
+        async with httpx2.AsyncClient() as client:
+            process.popen.send_signal(signal.SIGTERM)
+            await until_not_ready(process, client)
+            assert (await post(process.url, body(), client=client)).status_code == 200
+        seen = await asyncio.gather(*rests)
+    assert await exit_code(process, 10) == 0
+    # The first was told to end at once; those that end later had the event.
+    assert sum(any(block.is_event for block in blocks) for blocks in seen) >= 2
+
+
+def test_a_port_in_use_is_one_sentence_that_names_the_setting(
+    database: Database,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        env = environment(DATABASE_URL=database.service_dsn, CAUSEWAY_PORT=str(port))
+        done = subprocess.run(
+            [sys.executable, "-m", "service", "serve"],
+            env=env,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 1
+    assert f"CAUSEWAY_PORT={port}" in done.stderr
+    assert "in use" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
