@@ -1,0 +1,84 @@
+"""How much a run measures: the full one for figures, a quick one to develop, a smoke run to test.
+
+Pure values. A smaller effort gives the same figures with more noise; none changes what is measured.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """The size of each measurement. `rounds`: how often each contender has its turn."""
+
+    name: str
+    rounds: int
+    append_batches: int  # in one turn at the most
+    append_events: int  # in one turn at the most
+    ingest_s: int
+    ingest_connections: int
+    subscribers: int
+    single_events: int  # to each subscriber, in one turn
+    bursts: int  # of 50 events, to each subscriber, in one turn
+    idle_streams: int
+    end_s: float
+    end_subscribers: int
+    end_rate: int  # webhooks in a second
+    commits: int
+    log_rows: int
+    lookups: int
+
+
+FULL = Effort(
+    name="full",
+    rounds=5,
+    append_batches=1000,
+    append_events=40_000,
+    ingest_s=4,
+    ingest_connections=256,
+    subscribers=500,
+    single_events=1000,
+    bursts=100,
+    idle_streams=2000,
+    end_s=10.0,
+    end_subscribers=100,
+    end_rate=1000,
+    commits=1000,
+    log_rows=5_000_000,
+    lookups=400,
+)
+QUICK = Effort(
+    name="quick",
+    rounds=3,
+    append_batches=300,
+    append_events=10_000,
+    ingest_s=2,
+    ingest_connections=256,
+    subscribers=500,
+    single_events=300,
+    bursts=40,
+    idle_streams=1000,
+    end_s=4.0,
+    end_subscribers=100,
+    end_rate=1000,
+    commits=300,
+    log_rows=200_000,
+    lookups=100,
+)
+SMOKE = Effort(
+    name="smoke",
+    rounds=1,
+    append_batches=2,
+    append_events=1000,
+    ingest_s=1,
+    ingest_connections=8,
+    subscribers=3,
+    single_events=5,
+    bursts=2,
+    idle_streams=10,
+    end_s=0.5,
+    end_subscribers=2,
+    end_rate=100,
+    commits=5,
+    log_rows=2_000,
+    lookups=3,
+)
