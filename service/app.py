@@ -182,6 +182,8 @@ def _ops(
         return None if behind < stale_s else f"the log could not be read for {behind:.0f} s"
 
     def tail_is_close() -> str | None:
+        if not tail.has_begun:
+            return "the tail has not read the log yet"
         lag = tail.lag()
         return None if lag <= settings.window_events else f"the tail is {lag} events behind"
 
@@ -192,7 +194,6 @@ def _ops(
             "loops": lambda: None if supervisor.is_alive() else "a loop has ended",
             "database": read_lately,
             "tail": tail_is_close,
-            "log": lambda: "the log changed under its readers" if tail.is_damaged else None,
             "draining": lambda: "this process is stopping" if hub.is_draining else None,
         },
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from service.errors import CausewayError, NotAnEvent
+from service.errors import LogDamaged, NotAnEvent
 from service.event import Event, chain_link, parse_event
 from service.eventlog import AuditRow, Bounds, EventLog
 
@@ -18,14 +18,6 @@ PAGE_EVENTS = 2000
 _DERIVED = ("type", "topic", "occurred_at", "item_id", "account_id", "user_uuid")
 
 Progress = Callable[[int, int], None]
-
-
-class LogDamaged(CausewayError):
-    """The log is not what was appended. `position` is the first bad one."""
-
-    def __init__(self, position: int, what: str) -> None:
-        super().__init__(f"position {position}: {what}")
-        self.position = position
 
 
 @dataclass(frozen=True, slots=True)

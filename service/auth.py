@@ -18,9 +18,8 @@ from typing import Any
 import asyncpg
 
 from service.config import Settings
-from service.db import statements, translated
+from service.db import Querier, fetch, statements
 from service.errors import BadRequest, Forbidden, LogUnavailable, Unauthenticated
-from service.eventlog import Querier
 from service.filter import EVERYTHING, Filter
 
 log = logging.getLogger("causeway.auth")
@@ -99,10 +98,10 @@ class Tokens:
     async def _find_stored(self, token: str) -> Caller | None:
         if not token.startswith(PREFIX):
             return None
-        with translated():
-            row = await self._database.fetchrow(_SQL.find, _sha256(token))
-        if row is None:
+        rows = await fetch(self._database, _SQL.find, _sha256(token))
+        if not rows:
             return None
+        row = rows[0]
         self._used.add(row["token_id"])
         return Caller(row["name"], row["scope"], row["token_id"], _limits(row))
 
@@ -110,8 +109,7 @@ class Tokens:
         """Return those of `token_ids` that are no longer valid."""
         if not token_ids:
             return set()
-        with translated():
-            rows = await self._database.fetch(_SQL.still_valid, list(token_ids))
+        rows = await fetch(self._database, _SQL.still_valid, list(token_ids))
         return set(token_ids) - {row["token_id"] for row in rows}
 
     async def touch(self) -> None:
@@ -122,8 +120,7 @@ class Tokens:
             if not used:
                 continue
             try:
-                with translated():
-                    await self._database.execute(_SQL.touch, list(used))
+                await fetch(self._database, _SQL.touch, list(used))
             except LogUnavailable:
                 self._used |= used
                 log.warning("last use of tokens not written", extra={"tokens": len(used)})
@@ -141,18 +138,16 @@ class Tokens:
         token = PREFIX + secrets.token_urlsafe(32)
         values = (_list(limits.topics), _list(limits.sources), _list(limits.user_uuids))
         try:
-            with translated():
-                await self._database.fetchval(
-                    _SQL.create, name, scope, _sha256(token), *values, expires_at
-                )
+            await fetch(
+                self._database, _SQL.create, name, scope, _sha256(token), *values, expires_at
+            )
         except asyncpg.UniqueViolationError:
             raise BadRequest(f"a valid token is named {name!r} already: revoke it first") from None
         return token
 
     async def all(self) -> list[StoredToken]:
         """Return every token, the newest first, revoked ones too."""
-        with translated():
-            rows = await self._database.fetch(_SQL.all)
+        rows = await fetch(self._database, _SQL.all)
         return [
             StoredToken(
                 row["token_id"],
@@ -169,8 +164,7 @@ class Tokens:
 
     async def revoke(self, name: str) -> bool:
         """Revoke the valid token named `name`; False if there is none."""
-        with translated():
-            return bool(await self._database.fetch(_SQL.revoke, name))
+        return bool(await fetch(self._database, _SQL.revoke, name))
 
 
 def bearer_token(headers: Iterable[tuple[bytes, bytes]]) -> str | None:

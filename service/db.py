@@ -22,9 +22,12 @@ log = logging.getLogger("causeway.db")
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
     Pool = asyncpg.Pool[asyncpg.Record]
+    PoolConnection = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
 else:  # generic only for the type checker
     Connection = asyncpg.Connection
     Pool = asyncpg.Pool
+
+Querier = Pool | Connection
 
 SQL_DIR = Path(__file__).parent.parent / "sql"
 SERVICE_ROLE = "causeway_service"
@@ -46,6 +49,7 @@ SESSION: Mapping[str, str] = {
 }
 CONNECT_TIMEOUT_S = 5.0
 RETRY_S = 1.0
+CANCEL_TIMEOUT_S = 2.0
 COMMAND_TIMEOUT_S = 35.0  # past statement_timeout: only a server that is gone gets there
 
 # What asyncpg raises when Postgres is away, busy, stopping, or takes too long.
@@ -88,6 +92,33 @@ def translated() -> Iterator[None]:
         raise LogUnavailable(
             f"the database cannot answer now ({type(error).__name__}); try again"
         ) from error
+
+
+async def fetch(
+    querier: Querier, sql: str, *values: object, timeout_s: float | None = None
+) -> list[asyncpg.Record]:
+    """Return the rows of one statement.
+
+    What does not answer in time is cancelled at the server, or, where that gets no answer either,
+    cut: a half-open connection would hang whoever got it next. Raises LogUnavailable.
+    """
+    with translated():
+        if not isinstance(querier, asyncpg.Pool):
+            return await querier.fetch(sql, *values, timeout=timeout_s)
+        async with querier.acquire(timeout=COMMAND_TIMEOUT_S) as connection:
+            try:
+                return await connection.fetch(sql, *values, timeout=timeout_s)
+            except TimeoutError:
+                await _settle(connection)
+                raise
+
+
+async def _settle(connection: "PoolConnection") -> None:
+    """Wait for the server's word that it has cancelled; cut the connection if it does not come."""
+    try:
+        await asyncio.wait_for(connection.reset(), CANCEL_TIMEOUT_S)
+    except AWAY:
+        connection.terminate()
 
 
 async def connect(dsn: str) -> Connection:

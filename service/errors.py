@@ -22,7 +22,8 @@
         ├── TooManyStreams      429 too_many_streams
         ├── LogUnavailable      503 log_unavailable       Postgres cannot answer now
         ├── Overloaded          503 overloaded            the append queue is full
-        └── Draining            503 draining              this process is stopping
+        ├── Draining            503 draining              this process is stopping
+        └── LogDamaged          500 log_damaged           a hole, or a row that was changed
 
 `code` is stable; `message` says what was wrong and what to do, and never holds a secret, a token or
 a body. Foreign exceptions are translated where they enter.
@@ -141,3 +142,13 @@ class Overloaded(Problem):
 
 class Draining(Problem):
     status, code, retry_after_s = 503, "draining", 1
+
+
+class LogDamaged(Problem):
+    """The log is not what was appended. `position` is the first bad one that was met."""
+
+    status, code = 500, "log_damaged"
+
+    def __init__(self, position: int, what: str) -> None:
+        super().__init__(f"position {position}: {what}", position=position)
+        self.position = position

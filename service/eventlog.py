@@ -11,8 +11,8 @@ from datetime import datetime
 from operator import attrgetter
 from typing import Any
 
-from service.db import Connection, Pool, statements, translated
-from service.errors import LogDiverged, LogUnavailable, PositionAhead, PositionPruned
+from service.db import Querier, fetch, statements
+from service.errors import LogDamaged, LogDiverged, PositionAhead, PositionPruned
 from service.event import Event, NewEvent, event_id
 from service.filter import Filter
 
@@ -36,8 +36,6 @@ _COLUMNS = tuple(
 PAGE_EVENTS = 500
 PAGE_BYTES = 1024 * 1024
 SCAN_POSITIONS = 50_000  # how far one filtered read looks: some 20 ms at the worst
-
-Querier = Pool | Connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +93,7 @@ class EventLog:
         would be new events).
         """
         columns = [[get(event) for event in events] for get in _COLUMNS]
-        with translated():
-            rows = await self._writer.fetch(_SQL.append, *columns, timeout=timeout_s)
+        rows = await fetch(self._writer, _SQL.append, *columns, timeout_s=timeout_s)
         return [Appended(position, is_known) for position, is_known in rows]
 
     async def read_after(
@@ -104,11 +101,17 @@ class EventLog:
     ) -> list[Event]:
         """Return the events after `position`, oldest first, at most `limit`.
 
-        Fewer if their bodies pass `max_bytes`; empty only if there is none.
+        Fewer if their bodies pass `max_bytes`; empty only if there is none. They are `position`
+        + 1, + 2, ...: raises PositionPruned if the first of them are gone, LogDamaged if one is
+        missing otherwise.
         """
-        with translated():
-            rows = await self._readers.fetch(_SQL.read_after, position, limit, max_bytes)
-        return [Event(*row) for row in rows]
+        rows = await fetch(self._readers, _SQL.read_after, position, limit, max_bytes)
+        events = [Event(*row) for row in rows]
+        for expected, event in enumerate(events, position + 1):
+            if event.position != expected:
+                await self.check_kept(expected - 1)
+                raise LogDamaged(expected, f"missing; {event.position} follows")
+        return events
 
     async def read_matching(
         self,
@@ -125,27 +128,25 @@ class EventLog:
         go on from `scanned_to`.
         """
         until = min(until, position + SCAN_POSITIONS)
-        with translated():
-            rows = await self._readers.fetch(
-                _SQL.read_matching, position, until, limit, max_bytes, *_conditions(filter_)
-            )
+        conditions = _conditions(filter_)
+        rows = await fetch(
+            self._readers, _SQL.read_matching, position, until, limit, max_bytes, *conditions
+        )
         events = [Event(*row[:-1]) for row in rows]
         is_cut = bool(rows) and (rows[0]["matched"] == limit or rows[0]["matched"] > len(rows))
         return Page(events, events[-1].position if is_cut else until)
 
     async def bounds(self) -> Bounds:
         """Return where the log begins and ends now."""
-        with translated():
-            row = await self._readers.fetchrow(_SQL.bounds)
-        if row is None:
-            raise LogUnavailable("the log's own row is missing: run `causeway audit`")
-        return Bounds(str(row[0]), *row[1:])
+        rows = await fetch(self._readers, _SQL.bounds)
+        if not rows:
+            raise LogDamaged(0, "the log's own row is missing")
+        return Bounds(str(rows[0][0]), *rows[0][1:])
 
     async def link_at(self, position: int) -> bytes | None:
         """Return the link at `position`, or None if it is not in the log."""
-        with translated():
-            link: bytes | None = await self._readers.fetchval(_SQL.link_at, position)
-        return link
+        rows = await fetch(self._readers, _SQL.link_at, position)
+        return rows[0]["link"] if rows else None
 
     async def check(self, position: int, link_digits: str | None) -> bytes:
         """Return the link at `position` if a reader that was there can go on from it.
@@ -181,20 +182,19 @@ class EventLog:
 
     async def find_time(self, moment: datetime) -> int:
         """Return the first position received at or after `moment`; head + 1 if none was."""
-        with translated():
-            position: int = await self._readers.fetchval(_SQL.find_time, moment)
+        [row] = await fetch(self._readers, _SQL.find_time, moment)
+        position: int = row["position"]
         return position
 
     async def audit_after(self, position: int, *, limit: int) -> list[AuditRow]:
         """Return the rows after `position` with all that the chain covers, oldest first."""
-        with translated():
-            rows = await self._readers.fetch(_SQL.audit_after, position, limit)
+        rows = await fetch(self._readers, _SQL.audit_after, position, limit)
         return [AuditRow(Event(*row[:-1]), row["watermark"]) for row in rows]
 
     async def forget_digests(self, before: datetime, *, limit: int) -> int:
         """Forget at most `limit` digests of events received before `before`; return how many."""
-        with translated():
-            forgotten: int = await self._readers.fetchval(_SQL.forget_digests, before, limit)
+        [row] = await fetch(self._readers, _SQL.forget_digests, before, limit)
+        forgotten: int = row["forgotten"]
         return forgotten
 
 

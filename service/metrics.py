@@ -38,7 +38,17 @@ OUTCOMES = (
     *("hung_up",),
 )
 CLOSE_REASONS = (
-    *("client", "drain", "max_age", "send_timeout", "token", "diverged", "pruned", "error"),
+    *(
+        "client",
+        "drain",
+        "max_age",
+        "send_timeout",
+        "token",
+        "diverged",
+        "pruned",
+        "damaged",
+        "error",
+    ),
 )
 VIA = ("stream",)
 

@@ -117,6 +117,8 @@ class Pages:
                 if page.events or (page.scanned_to == position and left <= 0):
                     return page
                 if page.scanned_to == position:
+                    if self._window.is_closing:
+                        return page
                     await bell.wait(left)
                 position = page.scanned_to
             finally:

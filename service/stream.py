@@ -6,6 +6,7 @@ seam. All that can happen to a stream is in `_follow`, one loop.
 """
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -27,13 +28,15 @@ from service.cursor import (
     resolve,
     single,
 )
-from service.errors import BadRequest, LogUnavailable, PositionPruned
+from service.errors import BadRequest, LogDamaged, LogUnavailable, PositionPruned
 from service.event import checkpoint_block, control_block
 from service.eventlog import EventLog
 from service.filter import Filter
 from service.hub import Hub, Subscriber
 from service.metrics import Metrics
 from service.window import CHUNK_BYTES, Chunk, Frame, View, Window
+
+log = logging.getLogger("causeway.stream")
 
 PARAMS = FILTER_PARAMS | START_PARAMS | {"control", "format", "access_token"}
 HEADERS = [
@@ -86,17 +89,19 @@ class Stream:
         wish = _parse_wish(params)
         begin = parse_begin(params, headers.get("last-event-id"), Live())
         position = await resolve(begin, self._eventlog, self._window)
+        if self._window.position < 0:
+            raise LogUnavailable("this process does not follow the log yet, or not any more")
+        wanted = wish.filter.intersect(caller.limits)
+        start = {"type": "http.response.start", "status": 200, "headers": _headers(wanted)}
         if scope["method"] == "HEAD":
-            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            await send(start)
             await send({"type": "http.response.body", "body": b""})
             return
         subscriber = self._hub.admit(caller, position, scope["extensions"]["causeway.abort"])
         watcher = asyncio.create_task(_watch(receive, subscriber))
         try:
-            view = self._window.view(
-                wish.filter.intersect(caller.limits), is_cloudevents=wish.is_cloudevents
-            )
-            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            view = self._window.view(wanted, is_cloudevents=wish.is_cloudevents)
+            await send(start)
             await self._follow(
                 subscriber, view, _Writer(send, subscriber, self._clock, wish.has_control)
             )
@@ -128,13 +133,10 @@ class Stream:
         """Break a silence: move the client's id if events went by that it did not want."""
         subscriber.is_heartbeat_due = False
         moved = subscriber.position != subscriber.id_position
-        try:
-            await writer.write(await self._checkpoint(subscriber) if moved else HEARTBEAT)
-        except LogUnavailable:
-            await writer.write(HEARTBEAT)
+        await writer.write(await self._checkpoint(subscriber) if moved else HEARTBEAT)
 
     async def _idle(self, subscriber: Subscriber, writer: "_Writer") -> None:
-        if not subscriber.is_live:
+        if not subscriber.is_live and subscriber.position == self._window.position:
             subscriber.is_live = True
             await writer.control("caught_up", position=subscriber.position)
             return  # the window may have grown during the write
@@ -168,14 +170,19 @@ class Stream:
         except PositionPruned:
             subscriber.close("pruned")
             return
-        except LogUnavailable:
-            subscriber.is_live = False
+        except LogDamaged as error:
+            log.error("hole in the log", extra={"position": error.position})
+            subscriber.close("damaged")
+            return
+        except LogUnavailable as error:
+            log.debug("catch-up waits for the database", extra={"reason": error.message})
         await asyncio.sleep(LOG_RETRY_S)
 
     async def _read(self, position: int, view: View) -> Chunk | None:
         """Return the log's next page as a chunk, None if there is none yet.
 
-        Raises PositionPruned if events after `position` are gone: a hole must never be silent.
+        Raises PositionPruned if events after `position` are gone, LogDamaged at a hole; neither is
+        ever passed over in silence.
         """
         if view.filter.is_everything:
             events = await self._eventlog.read_after(position, max_bytes=CHUNK_BYTES)
@@ -185,18 +192,23 @@ class Stream:
                 position, self._window.position, view.filter, max_bytes=CHUNK_BYTES
             )
             events, scanned_to = page.events, page.scanned_to
-        if not events or events[0].position != position + 1:
             await self._eventlog.check_kept(position)
         if not events and scanned_to <= position:
             return None
         return view.join((Frame(event) for event in events), scanned_to=scanned_to)
 
     async def _checkpoint(self, subscriber: Subscriber) -> bytes:
-        """Return a block that moves the client's id to where the subscriber stands."""
+        """Return a block that moves the client's id to where the subscriber stands.
+
+        A heartbeat instead if its link cannot be had now: the id moves another time.
+        """
         position = subscriber.position
-        link = self._window.link_at(position) or await self._eventlog.link_at(position)
+        try:
+            link = self._window.link_at(position) or await self._eventlog.link_at(position)
+        except LogUnavailable:
+            link = None
         if link is None:
-            return HEARTBEAT  # pruned this moment: the next read says so
+            return HEARTBEAT
         subscriber.id_position = position
         return checkpoint_block(position, link)
 
@@ -240,6 +252,11 @@ async def _watch(receive: Receive, subscriber: Subscriber) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     subscriber.close("client")
+
+
+def _headers(wanted: Filter) -> list[tuple[bytes, bytes]]:
+    """Return the answer's headers; they tell a client whether positions may jump."""
+    return HEADERS if wanted.is_everything else [*HEADERS, (b"causeway-filtered", b"true")]
 
 
 def _parse_wish(params: Params) -> _Wish:

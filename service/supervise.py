@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
 
+from service.errors import CausewayError
+
 log = logging.getLogger("causeway.supervise")
 
 Loop = Callable[[], Awaitable[None]]
@@ -65,11 +67,20 @@ class Supervisor:
             try:
                 await policy.run()
                 break  # a loop has no reason to return
-            except Exception:
+            except Exception as error:  # noqa: BLE001 - unknown errors end here, and are reported
                 failures = 1 if clock() - began > HEALTHY_S else failures + 1
-                log.exception("loop failed", extra={"loop": policy.name, "failures": failures})
+                _report(policy.name, failures, error)
             if policy.max_failures is not None and failures >= policy.max_failures:
                 break
             await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S)) - 1])
         log.error("loop ended, the process stops", extra={"loop": policy.name})
         self._on_fatal(policy.name)
+
+
+def _report(name: str, failures: int, error: Exception) -> None:
+    """Say that a loop failed: in one line where we know why, with the places where we do not."""
+    fields = {"loop": name, "failures": failures, "reason": type(error).__name__}
+    if isinstance(error, CausewayError):
+        log.warning("loop failed", extra=fields)
+    else:
+        log.error("loop failed", extra=fields, exc_info=error)

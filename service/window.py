@@ -123,6 +123,7 @@ class Window:
         self.position = -1
         self.link = b""
         self.version = 0
+        self.is_closing = False
 
     def start(self, position: int, link: bytes) -> None:
         """Begin empty, just after `position`; forget whatever was there."""
@@ -176,6 +177,11 @@ class Window:
     def remove_waiter(self, waiter: Waiter) -> None:
         """Forget `waiter`, if it still waits."""
         self._waiters.discard(waiter)
+
+    def close(self) -> None:
+        """Wake those who wait: nothing more is worth waiting for in this process."""
+        self.is_closing = True
+        self._changed()
 
     def _changed(self) -> None:
         self.version += 1

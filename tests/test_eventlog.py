@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from service import eventlog as eventlog_module
 from service.db import Connection
-from service.errors import LogDiverged, LogUnavailable, PositionAhead, PositionPruned
+from service.errors import LogDamaged, LogDiverged, LogUnavailable, PositionAhead, PositionPruned
 from service.event import Event, NewEvent, chain_link, parse_event
 from service.eventlog import Appended, EventLog
 from service.filter import Filter
@@ -372,11 +372,11 @@ async def test_a_pruned_log_says_what_is_left(log: EventLog, owner: Connection) 
     assert (bounds.anchor_position, bounds.first_position, bounds.head_position) == (3, 4, 5)
     assert await log.check(3, link.hex()[:8]) == link, "the anchor's link is kept"
     await log.check_kept(3)
-    for refuse in (log.check(2, None), log.check_kept(2)):
+    for refuse in (log.check(2, None), log.check_kept(2), log.read_after(2)):
         with pytest.raises(PositionPruned, match="the first event left is 4") as caught:
             await refuse
         assert caught.value.details == {"first_position": 4}
-    assert positions(await log.read_after(0)) == [4, 5]
+    assert positions(await log.read_after(3)) == [4, 5]
     assert (await append(log, new_event()))[0].position == 6
 
 
@@ -499,3 +499,15 @@ async def test_a_session_that_is_gone_is_log_unavailable(
     connection.terminate()
     with pytest.raises(LogUnavailable):
         await call(EventLog(connection))  # type: ignore[misc]
+
+
+async def test_a_hole_stops_the_reader_and_names_the_position(
+    log: EventLog, owner: Connection
+) -> None:
+    await fill(log, 5)
+    await owner.execute("ALTER TABLE causeway.event DISABLE TRIGGER event_is_append_only")
+    await owner.execute("DELETE FROM causeway.event WHERE position = 3")
+    with pytest.raises(LogDamaged, match="position 3: missing; 4 follows") as caught:
+        await log.read_after(0)
+    assert caught.value.position == 3
+    assert positions(await log.read_after(0, limit=2)) == [1, 2]
