@@ -148,7 +148,7 @@ def _tail(
 
 
 def _starlette(receive: ReceiveWebhook, stream: Stream, pages: Pages, ops: Ops) -> Starlette:
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/webhooks/bridge", receive, methods=["POST"]),
             Route("/webhooks/bridge/{source}", receive, methods=["POST"]),
@@ -166,6 +166,8 @@ def _starlette(receive: ReceiveWebhook, stream: Stream, pages: Pages, ops: Ops) 
             Exception: answer_unknown,
         },
     )
+    app.router.redirect_slashes = False  # no path has two spellings: 404, not 307
+    return app
 
 
 def _ops(
