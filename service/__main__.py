@@ -22,9 +22,10 @@ try:
     from service.errors import CausewayError
     from service.simulate import Plan
 except ModuleNotFoundError as missing:
-    if (missing.name or "service").partition(".")[0] == "service":
+    package = (missing.name or "service").partition(".")[0]
+    if package == "service":
         raise
-    sys.exit(f"{missing.name} is missing: install the service with: pip install 'causeway[server]'")
+    sys.exit(f"{package} is missing: install the service with: pip install 'causeway[server]'")
 
 app = typer.Typer(
     help="Causeway: Bridge's webhooks, proven, kept in one order, and handed on.",
