@@ -18,6 +18,7 @@ from service.filter import Filter
 from service.metrics import Receipts
 
 CHUNK_BYTES = 256 * 1024
+KEPT_BYTES = 16 * 1024 * 1024  # of chunks in all views: readers far apart share none of them
 TRIM_SLACK = 8  # trim when an eighth is too much: moving an array costs its length
 
 
@@ -81,8 +82,14 @@ class View:
             self._version = self._window.version
         chunk = self._chunks.get(after)
         if chunk is None:
-            chunk = self._chunks[after] = self.join(self._window.frames_after(after))
+            chunk = self.join(self._window.frames_after(after))
+            self._window.make_room(len(chunk.data))
+            self._chunks[after] = chunk
         return chunk
+
+    def forget(self) -> None:
+        """Let go of the joined chunks; whoever needs one joins it anew."""
+        self._chunks.clear()
 
     def join(self, frames: Iterable[Frame], *, scanned_to: int = 0) -> Chunk:
         """Join the matching ones of `frames` until the chunk is full.
@@ -120,6 +127,7 @@ class Window:
         self._base = 0
         self._waiters: set[Waiter] = set()
         self._views: WeakValueDictionary[tuple[Filter, bool], View] = WeakValueDictionary()
+        self._kept_bytes = 0
         self.position = -1
         self.link = b""
         self.version = 0
@@ -169,6 +177,14 @@ class Window:
             view = View(self, filter_, is_cloudevents)
             self._views[filter_, is_cloudevents] = view
         return view
+
+    def make_room(self, size: int) -> None:
+        """Count `size` bytes of a chunk about to be kept; past KEPT_BYTES forget all the others."""
+        self._kept_bytes += size
+        if self._kept_bytes > KEPT_BYTES:
+            for view in self._views.values():
+                view.forget()
+            self._kept_bytes = size
 
     def add_waiter(self, waiter: Waiter) -> None:
         """Call `waiter.wake()` once, at the next append or start."""
