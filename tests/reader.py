@@ -174,7 +174,11 @@ async def _connect(
     sock.setblocking(False)
     if receive_bytes is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-    await asyncio.get_running_loop().sock_connect(sock, (address.hostname, address.port))
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, (address.hostname, address.port))
+    except BaseException:
+        sock.close()
+        raise
     return await asyncio.open_connection(sock=sock, limit=receive_bytes or 2**20)
 
 
@@ -185,19 +189,22 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     return Reader(int(lines[0].split()[1]), headers, reader, writer)
 
 
-async def follow(url: str, found: list[Block], *, until: int, query: str = "from=start") -> None:
-    """Read up to position `until` into `found`, and resume at once whenever the stream ends.
+async def follow(
+    url: str, found: list[Block], *, until: int | None = None, query: str = "from=start"
+) -> None:
+    """Read into `found` up to position `until` (None: for ever), and resume whenever a stream ends.
 
     Resumes as an EventSource does: the same query, and the last id in the header.
     """
     last_id: str | None = None
-    while not found or found[-1].position < until:
+
+    def is_done() -> bool:
+        return until is not None and bool(found) and found[-1].position >= until
+
+    while not is_done():
         try:
             async with reading(url, query, last_event_id=last_id) as reader:
-                if reader.status != 200:
-                    await asyncio.sleep(0.05)
-                    continue
-                while not found or found[-1].position < until:
+                while reader.status == 200 and not is_done():
                     block = await reader.block(60)
                     last_id = reader.last_id
                     if block.is_event:

@@ -6,9 +6,8 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import asyncpg
@@ -20,46 +19,13 @@ from service import db
 from service.embedded import EmbeddedPostgres
 from service.migrate import migrate
 from tests.bridge import body, post
+from tests.load import Load, under_load
 from tests.logkeeping import Owner, sample
 from tests.reader import Reader, reading
 from tests.running import Database, Running, eventually, make_settings, running_service
 
 Start = Callable[..., Awaitable[Running]]
 APPEND_LOCK = "hashtext('causeway'), hashtext('append_events')"
-
-
-@dataclass(slots=True)
-class Load:
-    """What a Bridge that retries at once was told."""
-
-    sent: list[bytes] = field(default_factory=list)
-    accepted: list[bytes] = field(default_factory=list)
-    refused: list[httpx2.Response] = field(default_factory=list)
-    is_over: bool = False
-
-    async def run(self, url: str) -> None:
-        """Send event after event, each until it gets its 200."""
-        async with httpx2.AsyncClient(timeout=20) as client:
-            while not self.is_over:
-                payload = body("item.created" if len(self.sent) % 2 else "user.deleted")
-                self.sent.append(payload)
-                while (answer := await post(url, payload, client=client)).status_code != 200:
-                    self.refused.append(answer)
-                    await asyncio.sleep(0.02)
-                self.accepted.append(payload)
-
-
-@asynccontextmanager
-async def under_load(running: Running, senders: int = 8) -> AsyncIterator[Load]:
-    """Run a load during the block; at its end every event that was sent has its 200."""
-    load = Load()
-    async with asyncio.TaskGroup() as group:
-        for _ in range(senders):
-            group.create_task(load.run(running.url))
-        try:
-            yield load
-        finally:
-            load.is_over = True
 
 
 async def assert_all_in_log_once(connection: Owner, load: Load) -> None:
@@ -75,6 +41,7 @@ async def assert_all_in_log_once(connection: Owner, load: Load) -> None:
 def assert_polite(load: Load) -> None:
     """Whatever was not 200 was a 503 that says when to come back."""
     assert load.refused
+    assert load.lost == 0
     for answer in load.refused:
         assert answer.status_code == 503
         assert int(answer.headers["retry-after"]) > 0
@@ -127,7 +94,7 @@ async def test_postgres_goes_and_comes_back_under_load(
         filtered = await stack.enter_async_context(
             reading(running.url, "from=start&type=user.deleted")
         )
-        async with under_load(running) as load:
+        async with under_load(running.url) as load:
             await eventually(lambda: len(load.accepted) > 50)
             await live.events(20)
             await asyncio.to_thread(end, own_postgres)
@@ -162,7 +129,7 @@ async def test_sessions_killed_again_and_again_lose_nothing(start: Start, owner:
     running = await start(window_events=20)
     async with (
         reading(running.url, "from=start") as reader,
-        under_load(running) as load,
+        under_load(running.url) as load,
     ):
         for _ in range(8):
             accepted = len(load.accepted)
@@ -189,7 +156,7 @@ async def test_a_stranger_that_holds_the_append_lock_costs_time_and_no_event(
     running = await start(append_timeout_s=0.5 if limit == "append_timeout" else 10.0)
     async with reading(running.url, "from=start") as reader:
         await owner.execute(f"SELECT pg_advisory_lock({APPEND_LOCK})")
-        async with under_load(running, senders=3) as load:
+        async with under_load(running.url, senders=3) as load:
             await eventually(lambda: len(load.refused) >= 6)
             assert load.accepted == []
             assert await owner.fetchval("SELECT count(*) FROM causeway.event") == 0
