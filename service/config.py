@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
+from service.dsn import Dsn
 from service.errors import ConfigError
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -38,12 +39,12 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    database_url: SecretStr | None = Field(
+    database_url: Dsn | None = Field(
         None,
         validation_alias="DATABASE_URL",
         description="Postgres 15 or newer. Unset: an embedded Postgres is started.",
     )
-    database_direct_url: SecretStr | None = Field(
+    database_direct_url: Dsn | None = Field(
         None,
         validation_alias="DATABASE_DIRECT_URL",
         description="The same database without a pooler between, if `DATABASE_URL` is one: "

@@ -130,8 +130,48 @@ def test_a_bad_secret_is_named_and_never_shown(name: str, value: str, expected: 
     assert HIDDEN not in sentence
 
 
+BAD_DSNS = [
+    f"{HIDDEN}",
+    f"mysql://u:{HIDDEN}@host/db",
+    f"postgresql://u:{HIDDEN}#x@host/db",
+    f"postgresql://u:5432#{HIDDEN}@host/db",
+    f"postgresql://u:{HIDDEN}/x@host/db",
+    f"postgresql://u:{HIDDEN}?x@host/db",
+    f"postgresql://u:x@{HIDDEN}@host/db",
+    f"postgresql://u:{HIDDEN}[@host/db",
+    f"postgresql://u:{HIDDEN}\u2100@host/db",
+    f"postgresql://host:{HIDDEN}/db",
+]
+GOOD_DSNS = [
+    "postgresql://u:p%23%2F@host/db",
+    "postgres://u@host:5432/db?sslmode=verify-full",
+    "postgresql://u:p@one:5432,two:5433/db?target_session_attrs=primary",
+    "postgresql://u:p@[2001:db8::1]:5432,[2001:db8::2]/db",
+    "postgresql://u@/db?host=/run/postgresql&port=5433",
+    "postgresql:///db",
+]
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "DATABASE_DIRECT_URL"])
+@pytest.mark.parametrize("dsn", BAD_DSNS)
+def test_a_database_url_whose_password_would_be_quoted_is_refused(name: str, dsn: str) -> None:
+    sentence = refusal(**{name: dsn})
+    assert sentence.startswith(f"{name}: postgresql://user:password@host:5432/database was")
+    assert HIDDEN not in sentence
+
+
+@pytest.mark.parametrize("dsn", GOOD_DSNS)
+def test_every_way_to_write_a_database_url_is_good(dsn: str) -> None:
+    settings = load({"DATABASE_URL": dsn})
+    assert settings.database_url is not None
+    assert settings.database_url.get_secret_value() == dsn
+
+
 def test_a_good_secret_beside_a_bad_setting_is_never_shown() -> None:
-    secrets = dict.fromkeys(SECRET_VARIABLES, f"{HIDDEN}-long-enough-for-a-token")
+    secrets = {
+        name: f"postgresql://u:{HIDDEN}@h/db" if name.startswith("DATABASE") else f"{HIDDEN}-token"
+        for name in SECRET_VARIABLES
+    }
     assert HIDDEN not in refusal(**secrets, CAUSEWAY_PORT="x")
     settings = load(secrets)
     assert HIDDEN not in repr(settings) + str(settings) + settings.model_dump_json()
@@ -145,10 +185,10 @@ def test_every_secret_setting_is_known_as_one() -> None:
 @pytest.mark.parametrize("name", SECRET_VARIABLES)
 def test_a_secret_can_come_from_a_file(name: str, tmp_path: Path) -> None:
     file = tmp_path / "secret"
-    file.write_text("from-a-file-0123456789\n")
+    file.write_text("postgresql://from-a-file/0123456789\n")
     value = getattr(load({f"{name}_FILE": str(file)}), variables()[name])
     value = value[0] if isinstance(value, tuple) else value
-    assert value.get_secret_value() == "from-a-file-0123456789"
+    assert value.get_secret_value() == "postgresql://from-a-file/0123456789"
 
 
 def test_any_setting_can_come_from_a_file(tmp_path: Path) -> None:
