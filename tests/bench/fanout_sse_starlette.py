@@ -70,7 +70,9 @@ def _block(event: Event) -> ServerSentEvent:
 async def main() -> None:
     """Serve until the end of the input."""
     app = Starlette(routes=[Route("/stream", stream)])
-    config = uvicorn.Config(app, http="httptools", access_log=False, log_level="warning")
+    config = uvicorn.Config(
+        app, http="httptools", lifespan="off", access_log=False, log_level="warning"
+    )
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0), backlog=4096) as sock:
         serving = asyncio.create_task(server.serve(sockets=[sock]))
@@ -78,7 +80,7 @@ async def main() -> None:
             await asyncio.sleep(0.01)
         answer(port=sock.getsockname()[1], pid=os.getpid())
         await feed()
-        server.should_exit = server.force_exit = True
+        server.should_exit = True
         await serving
 
 

@@ -1,0 +1,126 @@
+"""The benchmarks run, in their tiniest form, and produce their figures. No time is asserted."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import pytest
+
+from service.embedded import EmbeddedPostgres
+from tests.bench import append, endtoend, fanout, ingest, longlog
+from tests.bench.effort import SMOKE
+from tests.bench.figures import (
+    Figure,
+    Turn,
+    alternate,
+    at_least,
+    at_most,
+    figure,
+    percentiles,
+    ratio,
+)
+from tests.bench.machine import describe
+from tests.bench.report import Section, write
+from tests.conftest import REQUIRE_ALL, need_program
+
+needs_bench_extra = pytest.mark.skipif(
+    not REQUIRE_ALL and importlib.util.find_spec("fastapi") is None,
+    reason="the extra `bench` is not installed",
+)
+
+
+def check(figures: list[Figure], *names: str) -> None:
+    """Assert that all of `names` are among the figures, and that each is a number above 0."""
+    by_name = {figure.what: figure for figure in figures}
+    assert set(names) <= set(by_name)
+    for figure_ in figures:
+        assert math.isfinite(figure_.value), figure_
+        assert figure_.value > 0, figure_
+        assert figure_.low <= figure_.value <= figure_.high
+
+
+async def test_append_is_measured_in_all_sizes_and_against_pgbench(
+    postgres: EmbeddedPostgres,
+) -> None:
+    figures = await append.measure(postgres, SMOKE)
+    sizes = [f"append, batches of {size}" for size in (1, 10, 50, 200, 500)]
+    check(figures, *sizes, "batches of 200 to single events", "append to pgbench, batches of 200")
+
+
+@needs_bench_extra
+async def test_ingest_is_measured_against_nothing_and_against_a_plain_handler(
+    postgres: EmbeddedPostgres,
+) -> None:
+    need_program("wrk")
+    figures = await ingest.measure(postgres, SMOKE)
+    check(figures, "service", "service to itself without append", "service to FastAPI + asyncpg")
+
+
+@needs_bench_extra
+async def test_fanout_is_measured_against_sse_starlette(postgres: EmbeddedPostgres) -> None:
+    figures = await fanout.measure(postgres, SMOKE)
+    check(
+        [figure for figure in figures if "memory" not in figure.what],  # ten streams may cost none
+        "Causeway, single events",
+        "Causeway, bursts of 50",
+        "Causeway to sse-starlette, single events",
+    )
+    assert "Causeway, memory of an idle stream" in {figure.what for figure in figures}
+
+
+async def test_the_way_of_an_event_is_measured_beside_a_bare_commit(
+    postgres: EmbeddedPostgres,
+) -> None:
+    figures = await endtoend.measure(postgres, SMOKE)
+    check(figures, "sent to received by 2 subscribers, p99", "a bare commit, p50")
+
+
+async def test_a_long_log_is_measured_against_a_short_one(postgres: EmbeddedPostgres) -> None:
+    figures = await longlog.measure(postgres, SMOKE)
+    names = [f"{what}, long log to short log" for what in ("resume", "since=", "rare item")]
+    check(figures, *names, "append, batches of 200, long log to short log")
+
+
+async def test_contenders_take_turns() -> None:
+    order = []
+
+    def turn(name: str, value: float) -> Turn:
+        async def run(number: int) -> float:
+            order.append(f"{name}{number}")
+            return value
+
+        return run
+
+    values = await alternate(2, {"a": turn("a", 1.0), "b": turn("b", 2.0)})
+    assert order == ["a0", "b0", "a1", "b1"]
+    assert values == {"a": [1.0, 1.0], "b": [2.0, 2.0]}
+
+
+def test_a_ratio_is_the_median_of_each_rounds_ratio() -> None:
+    disturbed = ratio("x", [100, 10, 90], [50, 5, 60])  # the second round was slow for both
+    assert (disturbed.value, disturbed.low, disturbed.high) == (2.0, 1.5, 2.0)
+
+
+def test_a_target_is_met_at_its_bound_and_missed_past_it() -> None:
+    assert figure("x", "", [20], at_least(20)).is_met is True
+    assert figure("x", "", [19.9], at_least(20)).is_met is False
+    assert figure("x", "", [16], at_most(16)).is_met is True
+    assert figure("x", "", [16.1], at_most(16)).is_met is False
+    assert figure("x", "", [1]).is_met is None
+
+
+def test_percentiles_are_in_milliseconds() -> None:
+    p50, p99 = percentiles("x", [n / 1000 for n in range(101)])
+    assert (p50.value, p99.value, p99.high) == (50.0, 99.0, 100.0)
+
+
+async def test_the_result_names_the_machine_and_what_was_missed(
+    postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    machine = await describe(postgres)
+    assert {"CPU", "memory", "kernel", "Postgres", "disk"} <= set(machine)
+    missed = figure("frames", "frames/s", [99_400.0], at_least(100_000))
+    write(tmp_path / "result.md", [Section("fanout", "How fast.", [missed])], machine, "quick")
+    text = (tmp_path / "result.md").read_text()
+    assert f"| CPU | {machine['CPU']} |" in text
+    assert "| frames | 99,400 frames/s | (99,400 to 99,400) | ≥ 100,000 | MISSED |" in text
