@@ -21,8 +21,9 @@ Params = Mapping[str, list[str]]
 
 FILTER_PARAMS = frozenset({"type", "item_id", "account_id", "user_uuid", "source"})
 START_PARAMS = frozenset({"after", "from", "since"})
-_ID = re.compile(r"(\d{1,18})(?:\.([0-9a-f]{8}))?")
-_INTEGER = re.compile(r"-?\d{1,18}")
+_ID = re.compile(r"([0-9]{1,18})(?:\.([0-9a-f]{8}))?")
+_INTEGER = re.compile(r"-?[0-9]{1,19}")
+_INT64 = 2**63
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MAX_VALUES = 1000
 
@@ -88,7 +89,7 @@ def parse_filter(params: Params) -> Filter:
         item_ids=_integers(params, "item_id"),
         account_ids=_integers(params, "account_id"),
         user_uuids=_uuids(params),
-        sources=frozenset(params["source"]) if "source" in params else None,
+        sources=_sources(params),
     )
 
 
@@ -144,12 +145,13 @@ def _parse_time(text: str) -> datetime:
         if _INTEGER.fullmatch(text):
             return from_unix(int(text))
         moment = datetime.fromisoformat(text.replace(" ", "+"))  # an unescaped + of a time zone
+        # Its zone may put a time of the calendar's first or last day outside of it.
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         raise BadRequest(
             f"since={text[:64]!r}: an ISO 8601 time such as 2026-11-23T09:00:00Z, or Unix "
             "milliseconds, was expected"
         ) from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _integers(params: Params, name: str) -> frozenset[int] | None:
@@ -157,8 +159,8 @@ def _integers(params: Params, name: str) -> frozenset[int] | None:
     if values is None:
         return None
     for value in values:
-        if not _INTEGER.fullmatch(value):
-            raise BadRequest(f"{name}={value[:64]!r}: an integer was expected")
+        if not _INTEGER.fullmatch(value) or not -_INT64 <= int(value) < _INT64:
+            raise BadRequest(f"{name}={value[:64]!r}: an integer of 64 bits was expected")
     return frozenset(int(value) for value in values)
 
 
@@ -171,3 +173,13 @@ def _uuids(params: Params) -> frozenset[str] | None:
         if not _UUID.fullmatch(value):
             raise BadRequest(f"user_uuid={value[:64]!r}: a UUID was expected")
     return lowered
+
+
+def _sources(params: Params) -> frozenset[str] | None:
+    values = params.get("source")
+    if values is None:
+        return None
+    for value in values:
+        if not value.isprintable():  # no source is named so, and Postgres takes no NUL
+            raise BadRequest(f"source={value[:64]!r}: the name of a source was expected")
+    return frozenset(values)
