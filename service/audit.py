@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from service.errors import LogDamaged, NotAnEvent
-from service.event import Event, chain_link, parse_event
+from service.event import GENESIS_POSITION, Event, chain_link, parse_event
 from service.eventlog import AuditRow, Bounds, EventLog
 
 PAGE_EVENTS = 2000
+PAGE_BYTES = 8 * 1024 * 1024
 _DERIVED = ("type", "topic", "occurred_at", "item_id", "account_id", "user_uuid")
 
 Progress = Callable[[int, int], None]
@@ -57,9 +58,15 @@ class _Chain:
         link = chain_link(self.link, event.digest, event.position, event.received_at, event.source)
         if link != event.link:
             return "the link does not follow from the row before"
-        if row.watermark != max(event.received_at, self.watermark or row.watermark):
+        if row.watermark != max(event.received_at, self._watermark_before(row)):
             return "watermark is not the greatest received_at so far"
         return _derived_fault(event)
+
+    def _watermark_before(self, row: AuditRow) -> datetime:
+        """The first row has none before it; for the first one left after pruning it is unknown."""
+        if self.watermark is not None:
+            return self.watermark
+        return row.event.received_at if self.position == GENESIS_POSITION else row.watermark
 
 
 def _derived_fault(event: Event) -> str | None:
@@ -81,7 +88,7 @@ async def audit(eventlog: EventLog, on_progress: Progress) -> Proof:
     chain = _Chain(bounds.anchor_position, bounds.anchor_link)
     total = bounds.head_position - bounds.anchor_position
     while chain.position < bounds.head_position:
-        rows = await eventlog.audit_after(chain.position, limit=PAGE_EVENTS)
+        rows = await eventlog.audit_after(chain.position, limit=PAGE_EVENTS, max_bytes=PAGE_BYTES)
         if not rows:
             raise LogDamaged(chain.position + 1, "missing, and everything after it")
         for row in rows:

@@ -186,9 +186,14 @@ class EventLog:
         position: int = row["position"]
         return position
 
-    async def audit_after(self, position: int, *, limit: int) -> list[AuditRow]:
-        """Return the rows after `position` with all that the chain covers, oldest first."""
-        rows = await fetch(self._readers, _SQL.audit_after, position, limit)
+    async def audit_after(
+        self, position: int, *, limit: int, max_bytes: int = PAGE_BYTES
+    ) -> list[AuditRow]:
+        """Return the rows after `position` with all that the chain covers, oldest first.
+
+        At most `limit`, fewer if their bodies pass `max_bytes`; empty only if there is none.
+        """
+        rows = await fetch(self._readers, _SQL.audit_after, position, limit, max_bytes)
         return [AuditRow(Event(*row[:-1]), row["watermark"]) for row in rows]
 
     async def forget_digests(self, before: datetime, *, limit: int) -> int:

@@ -85,14 +85,29 @@ ORDER BY position;
 SELECT causeway.find_time($1) AS position;
 
 -- name: audit_after
--- $1: position, exclusive; $2: rows at most. All that the chain covers, oldest first. Index:
--- event_pkey.
-SELECT position, link, received_at, source, type, topic, occurred_at, item_id, account_id,
-    user_uuid::text AS user_uuid, digest, body, watermark
-FROM causeway.event
-WHERE position > $1
-ORDER BY position
-LIMIT $2;
+-- $1: position, exclusive; $2: rows at most; $3: bytes of bodies at most, but always one row. All
+-- that the chain covers, oldest first. Index: event_pkey. A time that no client can hold (infinite,
+-- BC), which only tampering can make, comes as one that no honest row has.
+SELECT position, link, least(greatest(received_at, '0001-01-01+00'), '9999-12-31+00') AS received_at,
+    source, type, topic,
+    CASE WHEN occurred_at IS NOT NULL
+        THEN least(greatest(occurred_at, '0001-01-01+00'), '9999-12-31+00')
+    END AS occurred_at,
+    item_id, account_id, user_uuid::text AS user_uuid, digest, body,
+    least(greatest(watermark, '0001-01-01+00'), '9999-12-31+00') AS watermark
+FROM (
+    SELECT *, sum(octet_length(body)) OVER (ORDER BY position) AS total_bytes,
+        row_number() OVER (ORDER BY position) AS n
+    FROM (
+        SELECT *
+        FROM causeway.event
+        WHERE position > $1
+        ORDER BY position
+        LIMIT $2
+    ) AS page
+) AS measured
+WHERE n = 1 OR total_bytes <= $3
+ORDER BY position;
 
 -- name: forget_digests
 -- $1: a time; $2: rows at most. How many digests of events received before it were forgotten.
