@@ -152,6 +152,18 @@ async def test_a_lost_notification_is_made_up_for_by_the_poll(
         await tailed.reach(3)
 
 
+async def test_what_came_before_the_listener_heard_is_read_at_once(
+    log: EventLog, database: Database
+) -> None:
+    tailed = make_tail(log, database.service_dsn)
+    async with running(tailed.tail.run):
+        await tailed.reach(0)
+        await eventually(lambda: tailed.tail.behind_s() < NEVER_S)  # it has read, and waits
+        await fill(log, 1)
+        async with running(tailed.tail.listen):
+            await tailed.reach(1)
+
+
 async def test_a_terminated_listener_comes_back_and_missed_nothing(
     log: EventLog, owner: Connection, database: Database
 ) -> None:

@@ -135,6 +135,9 @@ def test_the_window_is_bounded_by_bytes_but_keeps_the_newest(
         total = sum(frame.size for frame in kept)
         assert kept[-1].event.position == position
         assert total <= max_bytes * 9 / 8 or len(kept) == 1
+        if (last_dropped := position - len(kept)) > 0:
+            dropped = frames(last_dropped, last_dropped, size=sizes[last_dropped - 1])[0]
+            assert total + dropped.size > max_bytes, "dropped though there was room"
 
 
 def test_what_was_trimmed_is_no_longer_held() -> None:
