@@ -10,25 +10,24 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from service.auth import Tokens, bearer_token
+from service.auth import Caller, Tokens, bearer_token
 from service.config import Settings
 from service.cursor import (
     FILTER_PARAMS,
     START_PARAMS,
     Live,
-    Params,
+    Wish,
     parse_begin,
-    parse_filter,
     parse_query,
+    parse_wish,
     resolve,
     single,
 )
-from service.errors import BadRequest, LogDamaged, LogUnavailable, PositionPruned
+from service.errors import LogDamaged, LogUnavailable, PositionPruned
 from service.event import checkpoint_block, control_block
 from service.eventlog import EventLog
 from service.filter import Filter
@@ -49,15 +48,6 @@ LOG_RETRY_S = 1.0
 HEARTBEAT = b":\n\n"
 
 Clock = Callable[[], float]
-
-
-@dataclass(frozen=True, slots=True)
-class _Wish:
-    """What a request asked for, checked."""
-
-    filter: Filter
-    is_cloudevents: bool
-    has_control: bool
 
 
 class Stream:
@@ -81,33 +71,38 @@ class Stream:
         self._clock = asyncio.get_running_loop().time
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
-        params = parse_query(scope["query_string"], PARAMS)
-        caller = await self._tokens.authenticate(
-            bearer_token(scope["headers"]), "stream", query_token=single(params, "access_token")
-        )
-        wish = _parse_wish(params)
-        begin = parse_begin(params, headers.get("last-event-id"), Live())
-        position = await resolve(begin, self._eventlog, self._window)
-        if self._window.position < 0:
-            raise LogUnavailable("this process does not follow the log yet, or not any more")
-        wanted = wish.filter.intersect(caller.limits)
-        start = {"type": "http.response.start", "status": 200, "headers": _headers(wanted)}
+        caller, position, wish = await self._parse(scope)
+        start = {"type": "http.response.start", "status": 200, "headers": _headers(wish.filter)}
         if scope["method"] == "HEAD":
             await send(start)
             await send({"type": "http.response.body", "body": b""})
             return
-        subscriber = self._hub.admit(caller, position, scope["extensions"]["causeway.abort"])
+        ways = scope["extensions"]
+        subscriber = self._hub.admit(caller, position, ways["causeway.abort"])
         watcher = asyncio.create_task(_watch(receive, subscriber))
         try:
-            view = self._window.view(wanted, is_cloudevents=wish.is_cloudevents)
             await send(start)
-            await self._follow(
-                subscriber, view, _Writer(send, subscriber, self._clock, wish.has_control)
+            view = self._window.view(wish.filter, is_cloudevents=wish.is_cloudevents)
+            writer = _Writer(
+                send, ways["causeway.write"], subscriber, self._clock, wish.has_control
             )
+            await self._follow(subscriber, view, writer)
         finally:
             watcher.cancel()
             self._hub.release(subscriber)
+
+    async def _parse(self, scope: Scope) -> tuple[Caller, int, Wish]:
+        """Return who asks, the position after which to begin, and what is wished and allowed."""
+        params = parse_query(scope["query_string"], PARAMS)
+        caller = await self._tokens.authenticate(
+            bearer_token(scope["headers"]), "stream", query_token=single(params, "access_token")
+        )
+        wish = parse_wish(params, caller.limits)
+        begin = parse_begin(params, Headers(scope=scope).get("last-event-id"), Live())
+        position = await resolve(begin, self._eventlog, self._window)
+        if self._window.position < 0:
+            raise LogUnavailable("this process does not follow the log yet, or not any more")
+        return caller, position, wish
 
     async def _follow(self, subscriber: Subscriber, view: View, writer: "_Writer") -> None:
         """Everything that can happen to a stream, until it ends."""
@@ -117,7 +112,7 @@ class Stream:
             if subscriber.is_heartbeat_due:
                 await self._beat(subscriber, writer)
             elif subscriber.position >= window.position:
-                await self._idle(subscriber, writer)
+                await self._idle(subscriber, view, writer)
             elif window.holds(subscriber.position):
                 await self._deliver(subscriber, view.chunk(subscriber.position), writer)
             else:
@@ -135,12 +130,32 @@ class Stream:
         moved = subscriber.position != subscriber.id_position
         await writer.write(await self._checkpoint(subscriber) if moved else HEARTBEAT)
 
-    async def _idle(self, subscriber: Subscriber, writer: "_Writer") -> None:
+    async def _idle(self, subscriber: Subscriber, view: View, writer: "_Writer") -> None:
         if not subscriber.is_live and subscriber.position == self._window.position:
             subscriber.is_live = True
             await writer.control("caught_up", position=subscriber.position)
             return  # the window may have grown during the write
-        await subscriber.wait(self._window)
+        await subscriber.wait(self._window, lambda: self._take(subscriber, view, writer))
+
+    def _take(self, subscriber: Subscriber, view: View, writer: "_Writer") -> bool:
+        """Write what has just come straight to the socket; True if that was all there is to do.
+
+        For the many that are live: to wake a task costs more than the write. Whatever is not
+        plain (a client that is behind, a checkpoint, more than a chunk) is left to `_follow`.
+        """
+        position, window = subscriber.position, self._window
+        if not subscriber.is_live or position >= window.position or not window.holds(position):
+            return False
+        chunk = view.chunk(position)
+        last_id = subscriber.id_position if chunk.sent_to is None else chunk.sent_to
+        if chunk.position - last_id >= self._settings.checkpoint_events:
+            return False
+        if chunk.sent_to is not None:
+            if not writer.write_now(chunk.data):
+                return False
+            self._count(subscriber, chunk)
+        subscriber.position, subscriber.id_position = chunk.position, last_id
+        return chunk.position == window.position
 
     async def _deliver(self, subscriber: Subscriber, chunk: Chunk, writer: "_Writer") -> None:
         subscriber.position = chunk.position
@@ -203,6 +218,8 @@ class Stream:
         A heartbeat instead if its link cannot be had now: the id moves another time.
         """
         position = subscriber.position
+        if subscriber.closing == "diverged":
+            return HEARTBEAT  # the log's link there is of another history
         try:
             link = self._window.link_at(position) or await self._eventlog.link_at(position)
         except LogUnavailable:
@@ -217,7 +234,10 @@ class Stream:
         if subscriber.closing in ("client", "send_timeout"):
             return
         link = self._window.link_at(subscriber.position)
-        last = b"" if link is None else checkpoint_block(subscriber.position, link)
+        if link is None or subscriber.closing == "diverged":
+            last = b""  # the window is of another history: its id would hide that
+        else:
+            last = checkpoint_block(subscriber.position, link)
         await writer.control("closing", reason=subscriber.closing)
         await writer.write(last, is_last=True)
 
@@ -225,10 +245,18 @@ class Stream:
 class _Writer:
     """Writes to one client, and tells the hub's pulse since when a write has been hanging."""
 
-    __slots__ = ("_clock", "_has_control", "_send", "_subscriber")
+    __slots__ = ("_clock", "_has_control", "_send", "_subscriber", "_write_now")
 
-    def __init__(self, send: Send, subscriber: Subscriber, clock: Clock, has_control: bool) -> None:
+    def __init__(
+        self,
+        send: Send,
+        write_now: Callable[[bytes], bool],
+        subscriber: Subscriber,
+        clock: Clock,
+        has_control: bool,
+    ) -> None:
         self._send = send
+        self._write_now = write_now
         self._subscriber = subscriber
         self._clock = clock
         self._has_control = has_control
@@ -240,6 +268,13 @@ class _Writer:
         await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
         subscriber.sending_since = None
         subscriber.sent_at = self._clock()
+
+    def write_now(self, data: bytes) -> bool:
+        """Hand `data` to the socket if that needs no wait, else return False."""
+        if not self._write_now(data):
+            return False
+        self._subscriber.sent_at = self._clock()
+        return True
 
     async def control(self, name: str, **values: str | int | None) -> None:
         """Write a control event, if the client asked for them."""
@@ -257,13 +292,3 @@ async def _watch(receive: Receive, subscriber: Subscriber) -> None:
 def _headers(wanted: Filter) -> list[tuple[bytes, bytes]]:
     """Return the answer's headers; they tell a client whether positions may jump."""
     return HEADERS if wanted.is_everything else [*HEADERS, (b"causeway-filtered", b"true")]
-
-
-def _parse_wish(params: Params) -> _Wish:
-    format_ = single(params, "format") or "bridge"
-    if format_ not in ("bridge", "cloudevents"):
-        raise BadRequest(f"format={format_[:32]!r}: bridge or cloudevents was expected")
-    control = single(params, "control") or "0"
-    if control not in ("0", "1"):
-        raise BadRequest(f"control={control[:32]!r}: 0 or 1 was expected")
-    return _Wish(parse_filter(params), format_ == "cloudevents", control == "1")
