@@ -11,8 +11,8 @@ from functools import partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from service.appender import Appender
 from service.auth import Tokens
@@ -27,7 +27,7 @@ from service.migrate import check_schema
 from service.ops import Ops
 from service.pages import Pages
 from service.problems import (
-    RequestIds,
+    Front,
     answer_http_exception,
     answer_problem,
     answer_unknown,
@@ -50,6 +50,7 @@ LOST_LOOPS = 3
 class Service:
     """Every part that others meet: the ASGI app, what a shutdown needs, what a test looks at."""
 
+    front: ASGIApp
     app: Starlette
     appender: Appender
     hub: Hub
@@ -91,12 +92,12 @@ async def open_service(
         window = Window(max_events=settings.window_events, max_bytes=settings.window_bytes)
         hub = Hub(settings, tokens, metrics)
         tail = _tail(settings, database, window, hub, metrics)
-        app = _starlette(
-            ReceiveWebhook(settings, sources, appender, metrics),
-            Stream(settings, eventlog, window, hub, tokens, metrics),
-            Pages(eventlog, window, tokens),
-            _ops(settings, metrics, supervisor, tail, hub),
-        )
+        receive = ReceiveWebhook(settings, sources, appender, metrics)
+        stream = Stream(settings, eventlog, window, hub, tokens, metrics)
+        pages = Pages(eventlog, window, tokens)
+        ops = _ops(settings, metrics, supervisor, tail, hub)
+        app = _starlette(receive, stream, pages, ops)
+        front = Front(app, {("POST", "/webhooks/bridge"): receive, ("GET", "/stream"): stream})
         supervisor.start("appender", appender.run, max_failures=LOST_LOOPS)
         supervisor.start("tail", tail.run)
         supervisor.start("listen", tail.listen)
@@ -105,7 +106,7 @@ async def open_service(
         supervisor.start("touch", tokens.touch)
         supervisor.start("sources", sources.watch)
         supervisor.start("forget", partial(forget_digests, eventlog, settings.duplicate_window_s))
-        yield Service(app, appender, hub, tail, window, eventlog, metrics, supervisor)
+        yield Service(front, app, appender, hub, tail, window, eventlog, metrics, supervisor)
 
 
 async def _open_database(stack: AsyncExitStack, settings: Settings, dsn: str) -> _Database:
@@ -159,7 +160,6 @@ def _starlette(receive: ReceiveWebhook, stream: Stream, pages: Pages, ops: Ops) 
             Route("/livez", ops.livez),
             Route("/readyz", ops.readyz),
         ],
-        middleware=[Middleware(RequestIds)],
         exception_handlers={
             Problem: answer_problem,
             HTTPException: answer_http_exception,

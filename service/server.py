@@ -27,12 +27,29 @@ TCP_USER_TIMEOUT_MS = 30_000  # a peer that acknowledges nothing for this long i
 
 
 class Protocol(HttpToolsProtocol):
-    """Lets an endpoint cut its connection: closing one politely waits for a client that stalls."""
+    """Gives endpoints two ways past ASGI.
+
+    `causeway.abort` cuts the connection: closing one politely waits for a client that stalls.
+    `causeway.write` is `write_chunk`: a stream that has begun need not wake a task for each event.
+    """
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        extensions: dict[str, Any] = {"causeway.abort": self.transport.abort}
+        extensions: dict[str, Any] = {
+            "causeway.abort": self.transport.abort,
+            "causeway.write": self.write_chunk,
+        }
         self.scope["extensions"] = extensions
+
+    def write_chunk(self, data: bytes) -> bool:
+        """Write one chunk of an answer of unknown length whose head was sent, without waiting.
+
+        False, and nothing is written, if the client is behind or gone: `send` waits or finds out.
+        """
+        if self.flow.write_paused or self.transport.is_closing():
+            return False
+        self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
 
 
 class Server(uvicorn.Server):
@@ -41,7 +58,7 @@ class Server(uvicorn.Server):
     def __init__(self, service: Service, settings: Settings) -> None:
         super().__init__(
             uvicorn.Config(
-                service.app,
+                service.front,
                 http=Protocol,
                 ws="none",
                 lifespan="off",

@@ -8,6 +8,8 @@ import pytest
 from service import errors
 from service.errors import CausewayError, Problem
 from service.eventlog import EventLog
+from service.hub import Hub
+from service.stream import Stream
 from tests.bridge import body, post
 from tests.running import Running
 
@@ -123,6 +125,37 @@ async def test_an_error_of_ours_is_500_in_our_form_and_shows_nothing_inner(
         assert "RuntimeError" not in answer.text
         assert (await client.get(f"{service.url}/events")).status_code == 200
     assert any(record.exc_info for record in caplog.records)
+
+
+async def test_an_error_of_ours_on_a_hot_way_is_answered_alike(
+    service: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError(INNER)
+
+    monkeypatch.setattr(Hub, "admit", broken)
+    headers = service.headers | {"x-request-id": "find-me"}
+    async with httpx2.AsyncClient(headers=headers) as client:
+        answer = await client.get(f"{service.url}/stream")
+    inner = check_form(answer, 500, "internal_error")
+    assert inner["request_id"] == "find-me"
+    assert INNER not in answer.text
+    assert any(record.exc_info for record in caplog.records)
+
+
+async def test_an_error_of_ours_after_the_answer_has_begun_cuts_it(
+    service: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(*_: object) -> None:
+        raise RuntimeError(INNER)
+
+    monkeypatch.setattr(Stream, "_follow", broken)
+    async with httpx2.AsyncClient(headers=service.headers) as client:
+        with pytest.raises(httpx2.RemoteProtocolError):
+            await client.get(f"{service.url}/stream")
+    [record] = [record for record in caplog.records if record.exc_info]
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == INNER
 
 
 def _problems(root: type[Problem] = Problem) -> list[type[Problem]]:
