@@ -37,6 +37,15 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Wish:
+    """Which events a reader of the stream wants, and how they are to be spelt."""
+
+    filter: Filter
+    is_cloudevents: bool
+    has_control: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """The log's first event that is left."""
 
@@ -91,6 +100,18 @@ def parse_filter(params: Params) -> Filter:
         user_uuids=_uuids(params),
         sources=_sources(params),
     )
+
+
+def parse_wish(params: Params, limits: Filter) -> Wish:
+    """Return how the query asks for the stream, within `limits`. Raises BadRequest."""
+    format_ = single(params, "format") or "bridge"
+    if format_ not in ("bridge", "cloudevents"):
+        raise BadRequest(f"format={format_[:32]!r}: bridge or cloudevents was expected")
+    control = single(params, "control") or "0"
+    if control not in ("0", "1"):
+        raise BadRequest(f"control={control[:32]!r}: 0 or 1 was expected")
+    wanted = parse_filter(params).intersect(limits)
+    return Wish(wanted, format_ == "cloudevents", control == "1")
 
 
 def parse_begin(params: Params, last_event_id: str | None, default: Begin) -> Begin:

@@ -24,12 +24,25 @@ TOKEN_CHECK_S = 5.0
 _MIN_AGE = 0.8  # of the maximum: spreads the reconnects
 
 
+class _Waiting:
+    """What `Subscriber.wait` waits with."""
+
+    __slots__ = ("take", "window", "woken")
+
+    def __init__(
+        self, woken: "asyncio.Future[None]", window: Window, take: Callable[[], bool]
+    ) -> None:
+        self.woken = woken
+        self.window = window
+        self.take = take
+
+
 class Subscriber:
     """One open stream: where it stands, and why it should end, if it should."""
 
     __slots__ = (
         "__weakref__",
-        "_woken",
+        "_waiting",
         "abort",
         "caller",
         "closing",
@@ -57,27 +70,41 @@ class Subscriber:
         self.is_live = False
         self.closing: str | None = None
         self.abort = abort
-        self._woken: asyncio.Future[None] | None = None
+        self._waiting: _Waiting | None = None
 
     def wake(self) -> None:
-        """Let `wait` return."""
-        if self._woken is not None and not self._woken.done():
-            self._woken.set_result(None)
+        """Let `wait` return, unless the stream's `take` can do all there is to do."""
+        if self._waiting is None or self._waiting.woken.done():
+            return
+        waiting = self._waiting
+        try:
+            is_done = self.closing is None and not self.is_heartbeat_due and waiting.take()
+        except Exception as error:  # noqa: BLE001 - it is this stream's, not the one's that woke it
+            waiting.woken.set_exception(error)
+            return
+        if is_done:
+            waiting.window.add_waiter(self)
+        else:
+            waiting.woken.set_result(None)
 
     def close(self, reason: str) -> None:
         """Ask the stream to end; the first reason counts."""
         self.closing = self.closing or reason
         self.wake()
 
-    async def wait(self, window: Window) -> None:
-        """Return when the window has grown, or when somebody woke this subscriber."""
-        self._woken = asyncio.get_running_loop().create_future()
+    async def wait(self, window: Window, take: Callable[[], bool] = lambda: False) -> None:
+        """Return when there is something to do that `take` cannot do.
+
+        Whenever the window has changed `take` is called at once; True means that nothing is left.
+        What it raises is raised here.
+        """
+        self._waiting = _Waiting(asyncio.get_running_loop().create_future(), window, take)
         window.add_waiter(self)
         try:
-            await self._woken
+            await self._waiting.woken
         finally:
             window.remove_waiter(self)
-            self._woken = None
+            self._waiting = None
 
 
 class Hub:

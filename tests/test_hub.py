@@ -117,3 +117,49 @@ async def test_the_first_reason_to_close_counts(make_hub: Callable[..., Hub]) ->
     subscriber.close("max_age")
     hub.close_all("drain")
     assert subscriber.closing == "max_age"
+
+
+async def test_a_stream_waits_on_while_take_does_all_there_is_to_do(
+    make_hub: Callable[..., Hub],
+) -> None:
+    window = Window(max_events=1, max_bytes=1)
+    answers = [True, True, False]
+    waiting = asyncio.create_task(admit(make_hub()).wait(window, lambda: answers.pop(0)))
+    await asyncio.sleep(0)
+    for left in (2, 1):
+        window.start(left, b"")
+        await asyncio.sleep(0)
+        assert len(answers) == left
+        assert not waiting.done()
+    window.start(0, b"")
+    await asyncio.wait_for(waiting, 5)
+
+
+async def test_an_error_in_take_is_its_own_streams_and_no_others(
+    make_hub: Callable[..., Hub],
+) -> None:
+    window, hub = Window(max_events=1, max_bytes=1), make_hub()
+
+    def fail() -> bool:
+        raise RuntimeError("broken")
+
+    broken = asyncio.create_task(admit(hub).wait(window, fail))
+    sound = [asyncio.create_task(admit(hub).wait(window)) for _ in range(8)]
+    await asyncio.sleep(0)
+    window.start(0, b"")
+    await asyncio.wait_for(asyncio.gather(*sound), 5)
+    with pytest.raises(RuntimeError, match="broken"):
+        await broken
+
+
+async def test_a_stream_that_is_to_end_or_to_beat_wakes_whatever_take_could_do(
+    make_hub: Callable[..., Hub],
+) -> None:
+    window, hub = Window(max_events=1, max_bytes=1), make_hub()
+    ending, beating = admit(hub), admit(hub)
+    waiting = [asyncio.create_task(it.wait(window, lambda: True)) for it in (ending, beating)]
+    await asyncio.sleep(0)
+    ending.close("drain")
+    beating.is_heartbeat_due = True
+    beating.wake()
+    await asyncio.wait_for(asyncio.gather(*waiting), 5)

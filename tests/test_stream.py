@@ -15,6 +15,7 @@ from service import hub as hub_module
 from service.auth import Tokens
 from service.event import parse_event
 from service.filter import Filter
+from service.stream import Stream
 from service.window import Chunk, Frame, View
 from tests.bridge import body, new_event
 from tests.logkeeping import (
@@ -601,3 +602,32 @@ async def test_the_body_comes_through_with_every_digit_and_every_line(service: R
     assert data == payload.decode()
     parsed: Any = json.loads(data or "")
     assert parsed["type"] == "x"
+
+
+async def test_a_live_stream_is_written_to_without_waking_its_task(
+    service: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with reading(service.url, "control=1") as reader:
+        await reader.control("caught_up")
+
+        async def woken(*_: object) -> None:
+            raise AssertionError("the task was woken for what is plain")
+
+        monkeypatch.setattr(Stream, "_deliver", woken)
+        for position in range(1, 4):
+            await append(service)
+            assert (await reader.event()).position == position
+
+
+async def test_for_a_client_that_takes_nothing_no_more_is_buffered_than_a_limit(
+    service: Running,
+) -> None:
+    pad = "x" * 50_000
+    async with reading(service.url, "control=1", receive_bytes=4096) as stalled:
+        await stalled.control("caught_up")
+        for _ in range(150):  # each alone, as a live stream gets them
+            await append(service, new_event(pad=pad))
+        [subscriber] = service.service.hub._subscribers
+        await eventually(lambda: subscriber.sending_since is not None)
+        [connection] = service.server.server_state.connections
+        assert connection.transport.get_write_buffer_size() < 10 * len(pad)
