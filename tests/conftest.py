@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 
 import asyncpg
+import hypothesis
 import pytest
 
 from service.config import Settings
@@ -23,6 +24,10 @@ from tests.running import Database, Running, make_settings, running_service
 TEMPLATE = "causeway_template"
 REQUIRE_ALL = bool(os.environ.get("CAUSEWAY_TEST_REQUIRE_ALL"))
 _numbers = itertools.count(1)
+
+# A busy machine is no bug: examples have no deadline of their own.
+hypothesis.settings.register_profile("causeway", deadline=None)
+hypothesis.settings.load_profile("causeway")
 
 
 def need_program(name: str, *others: str) -> str:

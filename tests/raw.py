@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from service.signature import HEADER, sign
 from tests.running import SECRET, Database
 
-PATIENCE_S = 10.0
+PATIENCE_S = 20.0
 WEBHOOKS = "/webhooks/bridge"
 
 

@@ -92,6 +92,10 @@ def test_since_keeps_those_at_or_after_a_moment(times: list[float], moment: floa
     assert kept == Receipts.of(kept.times_s)
 
 
+def test_since_includes_the_moment_itself() -> None:
+    assert Receipts.of([NOW - 1, NOW, NOW + 1]).since(NOW).times_s == (NOW, NOW + 1)
+
+
 def test_since_gives_itself_back_if_nothing_is_older() -> None:
     receipts = Receipts.of([NOW, NOW + 1])
     assert receipts.since(NOW) is receipts
