@@ -59,6 +59,7 @@ def test_a_database_that_is_away_is_log_unavailable(error: Exception) -> None:
         ValueError("a value"),
         KeyError("a key"),
         asyncpg.DataError("a value"),
+        asyncpg.exceptions.ClientConfigurationError("a DSN"),
         asyncpg.UniqueViolationError(),
         asyncpg.CharacterNotInRepertoireError(),
         asyncpg.InsufficientPrivilegeError(),
