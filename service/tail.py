@@ -9,6 +9,7 @@ history, and is an alarm, never skipped.
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 from service.db import connect, translated
 from service.errors import LogDamaged, LogUnavailable, PositionPruned
@@ -56,7 +57,7 @@ class Tail:
         self._on_changed = on_changed
         self._wake = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
-        self._read_at = float("-inf")
+        self._read_at = self._checked_at = float("-inf")
         self._known_head = 0
         self.is_damaged = False  # for ever: a person must look, and restart
         self.has_begun = False
@@ -129,10 +130,15 @@ class Tail:
         self.has_begun = True
 
     async def _wait(self) -> None:
-        try:
+        """Wait to be woken, or for `poll_s`; look at the head that often, woken or not.
+
+        A log that was put back may be busy: its events wake us, and are below what we ask for.
+        """
+        with suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), self._poll_s)
-        except TimeoutError:
+        if self._clock() - self._checked_at >= self._poll_s:
             await self._check_head()
+            self._checked_at = self._clock()
 
     async def _read_new(self) -> None:
         while True:
@@ -162,7 +168,7 @@ class Tail:
             raise LogChanged(f"position {first.position} is not chained to the one before")
 
     async def _check_head(self) -> None:
-        """In silence: is the newest row still the one that was handed out last?"""
+        """Is what was handed out last still in the log, if nothing follows it?"""
         bounds = await self._eventlog.bounds()
         self._known_head = bounds.head_position
         if bounds.head_position < self._window.position:

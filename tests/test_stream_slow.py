@@ -174,3 +174,20 @@ async def test_a_slow_subscriber_of_a_replaced_log_is_given_no_id_of_the_new_one
         await until_the_end(reader)
     async with reading(service.url, last_event_id=reader.last_id) as again:
         assert (again.status, (await again.error())["code"]) == (409, "log_diverged")
+
+
+async def test_a_replaced_log_is_noticed_although_new_events_keep_coming(
+    start: Start, owner: Owner
+) -> None:
+    service = await start(poll_s=0.5)
+    await append(service, *(new_event() for _ in range(200)))
+    async with reading(service.url, "control=1") as reader:
+        await reader.checkpoint()
+        await replace_log(owner, 1)
+        closing = asyncio.create_task(reader.control("closing"))
+        for _ in range(100):  # each wakes the tail, before it would have looked in silence
+            await service.service.eventlog.append([new_event()], timeout_s=10)
+            if (await asyncio.wait([closing], timeout=0.05))[0]:
+                break
+        assert closing.done()
+        assert (await closing)["reason"] == "diverged"
