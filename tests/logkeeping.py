@@ -1,5 +1,6 @@
 """What tests do to a log and ask of it: append, prune, put back, and read a metric."""
 
+import asyncio
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -17,6 +18,10 @@ else:  # generic only for the type checker
     Owner = asyncpg.Connection
 USER_2 = "11111111-2222-4333-8444-555555555555"
 MARCH = datetime(2026, 3, 1, tzinfo=UTC)
+SMALL_BYTES = 4096  # of a socket's receive buffer
+PAD = "x" * 50_000
+# What the kernel and uvicorn hold for a client that does not read stays far below this.
+STALLING_EVENTS = 150
 
 
 async def append(running: Running, *events: NewEvent) -> None:
@@ -83,3 +88,24 @@ async def append_four_kinds(running: Running) -> None:
         parse_event(body("payment.link.updated", item_id=2), "shop", datetime.now(UTC)),
         new_event("transfer.created", item_id=9_007_199_254_740_993, account_id=40),
     )
+
+
+async def append_large(running: Running, count: int) -> None:
+    """Append `count` events of 50 kB, 10 in a batch."""
+    for _ in range(count // 10):
+        await append(running, *(new_event(pad=PAD) for _ in range(10)))
+
+
+async def stall(running: Running) -> None:
+    """Append so much that whoever does not read hangs in a write."""
+    await append_large(running, STALLING_EVENTS)
+    hub = running.service.hub
+    await eventually(
+        lambda: any(
+            s.sending_since is not None and now() - s.sending_since > 0.2 for s in hub._subscribers
+        )
+    )
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()

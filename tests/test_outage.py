@@ -20,7 +20,7 @@ from service.embedded import EmbeddedPostgres
 from service.migrate import migrate
 from tests.bridge import body, post
 from tests.load import Load, under_load
-from tests.logkeeping import Owner, sample
+from tests.logkeeping import SMALL_BYTES, STALLING_EVENTS, Owner, sample, stall
 from tests.reader import Reader, reading
 from tests.running import Database, Running, eventually, make_settings, running_service
 
@@ -123,6 +123,26 @@ async def test_postgres_goes_and_comes_back_under_load(
         assert seen == expected
         assert sample(running, "stream_subscribers") == 2  # the same two as in the beginning
         assert running.fatal == []
+
+
+async def test_a_stream_that_catches_up_stays_open_while_postgres_is_away(
+    own_postgres: EmbeddedPostgres,
+) -> None:
+    await migrate(own_postgres.owner_url)
+    await own_postgres.allow_service_login()
+    database = Database(own_postgres.owner_url, own_postgres.service_url)
+    settings = make_settings(heartbeat_s=0.2, window_events=10, send_timeout_s=60)
+    async with (
+        running_service(settings, database) as running,
+        reading(running.url, "from=start", receive_bytes=SMALL_BYTES) as reader,
+    ):
+        await stall(running)
+        await asyncio.to_thread(own_postgres.stop)
+        while (await reader.block()).comments != ("",):  # it has what was on its way, and waits
+            pass
+        assert [b.position for b in reader.seen if b.is_event][-1] < STALLING_EVENTS
+        await asyncio.to_thread(own_postgres.start)
+        await assert_each_once(reader, STALLING_EVENTS)
 
 
 async def test_sessions_killed_again_and_again_lose_nothing(start: Start, owner: Owner) -> None:

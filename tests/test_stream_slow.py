@@ -7,36 +7,22 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from tests.bridge import new_event
-from tests.logkeeping import Owner, append, positions, prune, replace_log, sample
+from tests.logkeeping import (
+    SMALL_BYTES,
+    STALLING_EVENTS,
+    Owner,
+    append,
+    append_large,
+    positions,
+    prune,
+    replace_log,
+    sample,
+    stall,
+)
 from tests.reader import Block, Cut, Ended, Reader, reading
 from tests.running import Running, eventually
 
 Start = Callable[..., Awaitable[Running]]
-SMALL_BYTES = 4096  # of a socket's receive buffer
-PAD = "x" * 50_000
-# What the kernel and uvicorn hold for a client that does not read stays far below this.
-STALLING_EVENTS = 150
-
-
-async def append_large(running: Running, count: int) -> None:
-    """Append `count` events of 50 kB, 10 in a batch."""
-    for _ in range(count // 10):
-        await append(running, *(new_event(pad=PAD) for _ in range(10)))
-
-
-async def stall(running: Running) -> None:
-    """Append so much that whoever does not read hangs in a write."""
-    await append_large(running, STALLING_EVENTS)
-    hub = running.service.hub
-    await eventually(
-        lambda: any(
-            s.sending_since is not None and now() - s.sending_since > 0.2 for s in hub._subscribers
-        )
-    )
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 async def until_the_end(reader: Reader) -> list[Block]:
