@@ -54,9 +54,8 @@ class Appender:
         Raises Overloaded if the queue is full (nothing was queued), LogUnavailable if the commit
         failed or its answer got lost (then the event may stand in the log: retrying is safe).
         """
-        if (
-            len(self._queue) >= self._max_events
-            or self._queued_bytes + len(event.body) > self._max_bytes
+        if len(self._queue) >= self._max_events or (
+            self._queued_bytes and self._queued_bytes + len(event.body) > self._max_bytes
         ):
             raise Overloaded("too many events wait for their commit; try again in a moment")
         began = perf_counter()

@@ -94,6 +94,15 @@ def translated() -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def accessible() -> Iterator[None]:
+    """Turn what waiting cannot mend, at a connect, into a ConfigError that names the setting."""
+    try:
+        yield
+    except (*NO_ACCESS, asyncpg.exceptions.ClientConfigurationError) as error:
+        raise ConfigError(f"DATABASE_URL: {error}") from error
+
+
 async def fetch(
     querier: Querier, sql: str, *values: object, timeout_s: float | None = None
 ) -> list[asyncpg.Record]:
@@ -165,17 +174,16 @@ async def prepare(
     deadline = clock() + wait_s
     while True:
         try:
-            connection = await connect(dsn)
+            with accessible():
+                connection = await connect(dsn)
             try:
                 await check(connection)
                 return await _service_role(connection)
             finally:
                 await connection.close()
-        except NO_ACCESS as error:
-            raise ConfigError(f"DATABASE_URL: {error}") from error
         except AWAY as error:
             reason = f"{type(error).__name__}: {error}"
-            if isinstance(error, ValueError) or clock() >= deadline:
+            if clock() >= deadline:
                 raise ConfigError(f"DATABASE_URL: no database answers: {reason}") from error
             log.warning("waiting for the database", extra={"reason": reason})
             await asyncio.sleep(RETRY_S)

@@ -152,7 +152,8 @@ class EventLog:
         """Return the link at `position` if a reader that was there can go on from it.
 
         `link_digits` is what its id said (the first hex digits of the link it saw), or None,
-        unchecked. Raises PositionPruned, PositionAhead or LogDiverged; never silence.
+        unchecked. Raises PositionPruned, PositionAhead, LogDiverged or LogDamaged; never
+        silence.
         """
         link = await self.link_at(position)
         if link is None:
@@ -171,10 +172,12 @@ class EventLog:
         if position < bounds.anchor_position:
             raise _pruned(position, bounds)
 
-    async def _missing(self, position: int) -> PositionPruned | PositionAhead:
+    async def _missing(self, position: int) -> PositionPruned | LogDamaged | PositionAhead:
         bounds = await self.bounds()
         if position < bounds.anchor_position:
             return _pruned(position, bounds)
+        if position <= bounds.head_position:
+            return LogDamaged(position, "missing")
         return PositionAhead(
             f"the log ends at position {bounds.head_position} and never got to {position}",
             head_position=bounds.head_position,

@@ -47,6 +47,7 @@ class Subscriber:
         "caller",
         "closing",
         "ends_at",
+        "id_link",
         "id_position",
         "is_heartbeat_due",
         "is_live",
@@ -62,6 +63,7 @@ class Subscriber:
         self.caller = caller
         self.position = position
         self.id_position = position  # what the client would resume with
+        self.id_link: bytes | None = None  # the link of that id, once one was sent
         self.opened_s = time.time()
         self.ends_at = ends_at
         self.sent_at = now

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from service.db import CONNECT_TIMEOUT_S, SQL_DIR, Connection, translated
+from service.db import CONNECT_TIMEOUT_S, SQL_DIR, Connection, accessible, translated
 from service.errors import SchemaError
 
 _LOCK = "SELECT pg_advisory_lock(hashtext('causeway'), hashtext('migrate'))"
@@ -53,10 +53,11 @@ async def migrate(dsn: str) -> list[str]:
 
     Safe to run from several places at once: one does it, the others wait and find nothing to do.
     Raises SchemaError if the schema is newer than the code or a released migration has changed,
-    LogUnavailable if the database is away.
+    LogUnavailable if the database is away, ConfigError if it lets nobody in.
     """
     with translated():
-        connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S)
+        with accessible():
+            connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S)
         try:
             await connection.execute(_LOCK)
             await connection.execute(_PREPARE)

@@ -27,7 +27,13 @@ from service.cursor import (
     resolve,
     single,
 )
-from service.errors import LogDamaged, LogUnavailable, PositionPruned
+from service.errors import (
+    LogDamaged,
+    LogDiverged,
+    LogUnavailable,
+    PositionAhead,
+    PositionPruned,
+)
 from service.event import checkpoint_block, control_block
 from service.eventlog import EventLog
 from service.filter import Filter
@@ -161,7 +167,7 @@ class Stream:
         subscriber.position = chunk.position
         if chunk.sent_to is not None:
             await writer.write(chunk.data)
-            subscriber.id_position = chunk.sent_to
+            subscriber.id_position, subscriber.id_link = chunk.sent_to, chunk.sent_link
             self._count(subscriber, chunk)
         if subscriber.position - subscriber.id_position >= self._settings.checkpoint_events:
             await writer.write(await self._checkpoint(subscriber))
@@ -179,11 +185,16 @@ class Stream:
             await writer.control("fell_behind", position=subscriber.position)
         try:
             chunk = await self._read(subscriber.position, view)
+            if subscriber.id_link is not None:  # the page must be of the history it has read
+                await self._eventlog.check(subscriber.id_position, subscriber.id_link.hex())
             if chunk is not None:
                 await self._deliver(subscriber, chunk, writer)
                 return
         except PositionPruned:
             subscriber.close("pruned")
+            return
+        except (LogDiverged, PositionAhead):
+            subscriber.close("diverged")
             return
         except LogDamaged as error:
             log.error("hole in the log", extra={"position": error.position})
@@ -226,7 +237,7 @@ class Stream:
             link = None
         if link is None:
             return HEARTBEAT
-        subscriber.id_position = position
+        subscriber.id_position, subscriber.id_link = position, link
         return checkpoint_block(position, link)
 
     async def _end(self, subscriber: Subscriber, writer: "_Writer") -> None:

@@ -31,7 +31,7 @@ class Frame:
         self.event = event
         self.sse = sse_block(event)
         self.received_s = event.received_at.timestamp()
-        self.size = len(event.body) + len(self.sse)
+        self.size = 2 * len(self.sse) + len(event.body)  # as if both spellings were made
         self._cloudevent: bytes | None = None
 
     @property
@@ -45,13 +45,14 @@ class Frame:
 class Chunk:
     """Frames joined for one write.
 
-    `position` is where a reader stands after it; `sent_to` the position of the last event in it,
-    None if none matched (then `data` is empty).
+    `position` is where a reader stands after it; `sent_to` and `sent_link` the position and the
+    link of the last event in it, None if none matched (then `data` is empty).
     """
 
     data: bytes
     position: int
     sent_to: int | None
+    sent_link: bytes | None
     receipts: Receipts
 
 
@@ -100,6 +101,7 @@ class View:
         received: list[float] = []
         size, position = 0, scanned_to
         sent_to: int | None = None
+        sent_link: bytes | None = None
         for frame in frames:
             if size >= CHUNK_BYTES:
                 break
@@ -110,10 +112,10 @@ class View:
             blocks.append(block)
             received.append(frame.received_s)
             size += len(block)
-            sent_to = position
+            sent_to, sent_link = position, frame.event.link
         else:
             position = max(position, scanned_to)
-        return Chunk(b"".join(blocks), position, sent_to, Receipts.of(received))
+        return Chunk(b"".join(blocks), position, sent_to, sent_link, Receipts.of(received))
 
 
 class Window:

@@ -180,6 +180,13 @@ async def test_a_queue_full_of_bytes_refuses_at_once_and_takes_again_later() -> 
         assert await running.appender.append(replace(big, body=b"x" * 2000)) == Appended(5, False)
 
 
+async def test_an_event_beyond_the_bytes_is_taken_when_nothing_else_waits() -> None:
+    async with appending(max_bytes=2000) as running:
+        running.log.gate.set()
+        huge = replace(new_event(), body=b"x" * 5000)
+        assert await running.appender.append(huge) == Appended(1, False)
+
+
 async def test_a_failed_commit_tells_each_caller_and_the_next_batch_works() -> None:
     async with appending() as running:
         running.log.failures.append(LogUnavailable("the database is away"))

@@ -31,6 +31,7 @@ from tests.stored import (
     prune,
     read_all,
     received,
+    remove,
 )
 
 NOW = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
@@ -538,3 +539,12 @@ async def test_a_hole_stops_the_reader_and_names_the_position(
         await log.read_after(0)
     assert caught.value.position == 3
     assert positions(await log.read_after(0, limit=2)) == [1, 2]
+
+
+async def test_a_place_whose_row_is_lost_is_damage_and_not_ahead(
+    log: EventLog, owner: Connection
+) -> None:
+    await fill(log, 5)
+    await remove(owner, 2, 2)
+    with pytest.raises(LogDamaged, match="position 2: missing"):
+        await log.check(2, None)

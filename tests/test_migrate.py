@@ -11,7 +11,7 @@ import pytest
 from service import migrate as migrate_module
 from service.db import SERVICE_ROLE, Connection, prepare
 from service.embedded import EmbeddedPostgres
-from service.errors import LogUnavailable, SchemaError
+from service.errors import ConfigError, LogUnavailable, SchemaError
 from service.migrate import Migration, check_schema, migrate, migrations
 from tests.bridge import new_event
 from tests.conftest import with_database
@@ -304,3 +304,17 @@ async def test_a_token_that_cannot_be_one_is_refused(
             scope,
             bytes(digest),
         )
+
+
+async def test_a_login_or_database_that_does_not_exist_is_named(empty: str) -> None:
+    for url in (
+        empty.replace("causeway_owner", "nobody_at_all"),
+        empty.replace("?", "_missing?"),
+    ):
+        with pytest.raises(ConfigError, match=r"DATABASE_URL: .* does not exist"):
+            await migrate(url)
+
+
+async def test_a_parameter_that_cannot_be_is_named(empty: str) -> None:
+    with pytest.raises(ConfigError, match=r"DATABASE_URL: .*sslmode"):
+        await migrate(f"{empty}&sslmode=x")
