@@ -27,13 +27,7 @@ from service.cursor import (
     resolve,
     single,
 )
-from service.errors import (
-    LogDamaged,
-    LogDiverged,
-    LogUnavailable,
-    PositionAhead,
-    PositionPruned,
-)
+from service.errors import LogDamaged, LogDiverged, LogUnavailable, PositionAhead, PositionPruned
 from service.event import checkpoint_block, control_block
 from service.eventlog import EventLog
 from service.filter import Filter
@@ -159,6 +153,7 @@ class Stream:
         if chunk.sent_to is not None:
             if not writer.write_now(chunk.data):
                 return False
+            subscriber.id_link = chunk.sent_link
             self._count(subscriber, chunk)
         subscriber.position, subscriber.id_position = chunk.position, last_id
         return chunk.position == window.position

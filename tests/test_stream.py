@@ -631,3 +631,17 @@ async def test_for_a_client_that_takes_nothing_no_more_is_buffered_than_a_limit(
         await eventually(lambda: subscriber.sending_since is not None)
         [connection] = service.server.server_state.connections
         assert connection.transport.get_write_buffer_size() < 10 * len(pad)
+
+
+async def test_a_live_stream_that_falls_behind_goes_on_in_the_history_it_has_read(
+    start: Start,
+) -> None:
+    service = await start(window_events=10)
+    async with reading(service.url, "control=1") as reader:
+        await reader.control("caught_up")
+        for position in range(1, 4):  # written to while its task sleeps
+            await append(service)
+            assert (await reader.event()).position == position
+        await append(service, *(new_event() for _ in range(40)))  # at once, past the window
+        assert positions(await reader.events(40)) == list(range(4, 44))
+        assert "stream.fell_behind" in [block.event for block in reader.seen]
