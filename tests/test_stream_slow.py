@@ -8,11 +8,13 @@ import pytest
 
 from tests.bridge import new_event
 from tests.logkeeping import (
+    PAD,
     SMALL_BYTES,
     STALLING_EVENTS,
     Owner,
     append,
     append_large,
+    id_of,
     positions,
     prune,
     replace_log,
@@ -177,3 +179,20 @@ async def test_a_replaced_log_is_noticed_although_new_events_keep_coming(
                 break
         assert closing.done()
         assert (await closing)["reason"] == "diverged"
+
+
+async def test_a_slow_subscriber_is_not_led_over_into_another_history(
+    start: Start, owner: Owner
+) -> None:
+    service = await start(window_events=10, send_timeout_s=60)
+    async with reading(service.url, "from=start", receive_bytes=SMALL_BYTES) as reader:
+        await stall(service)
+        old_ids = [await id_of(service, position) for position in range(1, STALLING_EVENTS + 1)]
+        await replace_log(owner, 1)
+        for _ in range(14):  # the log never gets to its old head: the tail may not know it yet
+            events = [new_event(pad=PAD) for _ in range(10)]
+            await service.service.eventlog.append(events, timeout_s=10)
+        seen = await until_the_end(reader)
+    assert [block.id for block in seen] == old_ids[: len(seen)]
+    async with reading(service.url, last_event_id=reader.last_id) as again:
+        assert again.status == 409
