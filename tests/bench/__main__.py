@@ -1,4 +1,7 @@
-"""`python -m tests.bench [NAME ...] [--quick] [--output FILE]`."""
+"""`python -m tests.bench [NAME ...] [--quick] [--output FILE]`: measure, show, keep.
+
+The benches run one after the other on one embedded Postgres in a temporary folder.
+"""
 
 import argparse
 import inspect

@@ -13,6 +13,7 @@ import uvloop
 from service.app import Service, open_service
 from service.config import load
 from service.event import Event
+from service.serve import calm_garbage_collector
 from service.server import Server, listen
 from service.tail import Tail
 from service.window import Frame
@@ -47,6 +48,7 @@ async def feed(service: Service) -> None:
 async def main() -> None:
     """Serve until the end of the input."""
     settings = load()
+    calm_garbage_collector()
     with patch.object(Tail, "run", stay_idle), listen(settings) as sock:
         async with open_service(settings, os.environ["DATABASE_URL"], print) as service:
             server = Server(service, settings)

@@ -13,6 +13,7 @@ from service.appender import Appender
 from service.config import load
 from service.event import NewEvent
 from service.eventlog import Appended
+from service.serve import calm_garbage_collector
 from service.server import Server, listen
 from tests.bench.children import answer, commands_async
 
@@ -27,6 +28,7 @@ async def append_nothing(_appender: Appender, _event: NewEvent) -> Appended:
 async def main() -> None:
     """Serve until the end of the input."""
     settings = load()
+    calm_garbage_collector()
     with patch.object(Appender, "append", append_nothing), listen(settings) as sock:
         async with open_service(settings, os.environ["DATABASE_URL"], print) as service:
             server = Server(service, settings)
