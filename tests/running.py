@@ -143,7 +143,7 @@ def free_port() -> int:
 
 @contextmanager
 def service_process(env: Mapping[str, str], log: Path, *arguments: str) -> Iterator[Process]:
-    """Run `python -m service serve` with `env` until the end of the block; wait until it is ready."""
+    """Run `python -m service serve` with `env` until the end of the block; wait for readiness."""
     with log.open("ab") as output:
         popen = subprocess.Popen(
             [sys.executable, "-m", "service", "serve", *arguments],
