@@ -97,8 +97,10 @@ async def answer_http_exception(request: Request, exception: Exception) -> Respo
 
 
 async def answer_unknown(request: Request, _error: Exception) -> Response:
-    """Answer 500; the error itself goes on to the server, which logs it."""
-    return _answer(request, Problem(f"an error of ours; its log has {request_id(request)}"))
+    """Answer 500; the error itself goes on to the server, which logs it and cuts the connection."""
+    problem = Problem(f"an error of ours; its log has {request_id(request)}")
+    problem.closes_connection = True  # said, so that the client does not send its next call into it
+    return _answer(request, problem)
 
 
 def request_id(request: Request) -> str:

@@ -120,6 +120,7 @@ async def test_an_error_of_ours_is_500_in_our_form_and_shows_nothing_inner(
     async with httpx2.AsyncClient(headers=headers) as client:
         answer = await client.get(f"{service.url}/events?since=2026-01-01T00:00:00Z")
         inner = check_form(answer, 500, "internal_error")
+        assert answer.headers["connection"] == "close", "the server cuts it: nothing more fits in"
         assert "find-me" in str(inner["message"])
         assert INNER not in answer.text + str(answer.headers)
         assert "RuntimeError" not in answer.text
