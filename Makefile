@@ -15,15 +15,11 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable '.[server]'
-	rm -f $(VENV)/installed-test $(VENV)/installed-bench
+	rm -f $(VENV)/installed-test
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/pip install --quiet --editable '.[test]'
-	touch $@
-
-$(VENV)/installed-bench: $(VENV)/installed-test
-	$(BIN)/pip install --quiet --editable '.[bench]'
 	touch $@
 
 demo: $(VENV)/installed ## See it work: service, simulated Bridge, live events (Ctrl-C ends it)
@@ -45,7 +41,7 @@ lint: $(VENV)/installed-test ## Check style, format and types
 	$(BIN)/ruff format --check service tests
 	$(BIN)/mypy
 
-bench: $(VENV)/installed-bench ## Measure, and keep the table in docs/benchmarks.md
+bench: $(VENV)/installed-test ## Measure, and keep the table in docs/benchmarks.md
 	$(BIN)/python -m tests.bench
 
 clean: ## Remove the virtual environment and caches

@@ -1,10 +1,7 @@
 """The benchmarks run, in their tiniest form, and produce their figures. No time is asserted."""
 
-import importlib.util
 import math
 from pathlib import Path
-
-import pytest
 
 from service.embedded import EmbeddedPostgres
 from tests.bench import append, endtoend, fanout, ingest, longlog
@@ -21,12 +18,7 @@ from tests.bench.figures import (
 )
 from tests.bench.machine import describe
 from tests.bench.report import Section, write
-from tests.conftest import REQUIRE_ALL, need_program
-
-needs_bench_extra = pytest.mark.skipif(
-    not REQUIRE_ALL and importlib.util.find_spec("fastapi") is None,
-    reason="the extra `bench` is not installed",
-)
+from tests.conftest import need_program
 
 
 def check(figures: list[Figure], *names: str) -> None:
@@ -47,7 +39,6 @@ async def test_append_is_measured_in_all_sizes_and_against_pgbench(
     check(figures, *sizes, "batches of 200 to single events", "append to pgbench, batches of 200")
 
 
-@needs_bench_extra
 async def test_ingest_is_measured_against_nothing_and_against_a_plain_handler(
     postgres: EmbeddedPostgres,
 ) -> None:
@@ -56,7 +47,6 @@ async def test_ingest_is_measured_against_nothing_and_against_a_plain_handler(
     check(figures, "service", "service to itself without append", "service to FastAPI + asyncpg")
 
 
-@needs_bench_extra
 async def test_fanout_is_measured_against_sse_starlette(postgres: EmbeddedPostgres) -> None:
     figures = await fanout.measure(postgres, SMOKE)
     check(
