@@ -14,14 +14,20 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from service.acks import Acks
 from service.appender import Appender
 from service.auth import Tokens
 from service.config import Settings
+from service.consumer import Consumers
+from service.consumer_api import ConsumerApi
 from service.db import Pool, create_pool, prepare
+from service.documents import Documents
 from service.errors import Problem
 from service.eventlog import EventLog
 from service.forget import forget_digests
 from service.hub import Hub
+from service.lag import watch_lag
+from service.lease import Leases
 from service.metrics import Metrics
 from service.migrate import check_schema
 from service.ops import Ops
@@ -37,6 +43,7 @@ from service.sources import Sources
 from service.stream import Stream
 from service.supervise import Supervisor
 from service.tail import Tail
+from service.turn import Turns
 from service.window import Window
 
 log = logging.getLogger("causeway.app")
@@ -92,11 +99,16 @@ async def open_service(
         window = Window(max_events=settings.window_events, max_bytes=settings.window_bytes)
         hub = Hub(settings, tokens, metrics)
         tail = _tail(settings, database, window, hub, metrics)
+        consumers = Consumers(database.readers)
+        leases = Leases(consumers, metrics)
+        acks = Acks(consumers)
+        turns = Turns(consumers, leases, acks, eventlog)
         receive = ReceiveWebhook(settings, sources, appender, metrics)
-        stream = Stream(settings, eventlog, window, hub, tokens, metrics)
+        stream = Stream(settings, eventlog, window, hub, tokens, turns, metrics)
         pages = Pages(eventlog, window, tokens)
+        consumer_api = ConsumerApi(consumers, acks, eventlog, window, tokens)
         ops = _ops(settings, metrics, supervisor, tail, hub)
-        app = _starlette(receive, stream, pages, ops)
+        app = _starlette(receive, stream, pages, consumer_api, ops)
         front = Front(app, {("POST", "/webhooks/bridge"): receive, ("GET", "/stream"): stream})
         supervisor.start("appender", appender.run, max_failures=LOST_LOOPS)
         supervisor.start("tail", tail.run)
@@ -105,6 +117,9 @@ async def open_service(
         supervisor.start("tokens", hub.check_tokens)
         supervisor.start("touch", tokens.touch)
         supervisor.start("sources", sources.watch)
+        supervisor.start("leases", leases.renew, max_failures=LOST_LOOPS)
+        supervisor.start("acks", acks.run, max_failures=LOST_LOOPS)
+        supervisor.start("lag", partial(watch_lag, consumers, metrics))
         supervisor.start("forget", partial(forget_digests, eventlog, settings.duplicate_window_s))
         yield Service(front, app, appender, hub, tail, window, eventlog, metrics, supervisor)
 
@@ -148,7 +163,10 @@ def _tail(
     )
 
 
-def _starlette(receive: ReceiveWebhook, stream: Stream, pages: Pages, ops: Ops) -> Starlette:
+def _starlette(
+    receive: ReceiveWebhook, stream: Stream, pages: Pages, consumers: ConsumerApi, ops: Ops
+) -> Starlette:
+    documents = Documents()
     app = Starlette(
         routes=[
             Route("/webhooks/bridge", receive, methods=["POST"]),
@@ -156,9 +174,14 @@ def _starlette(receive: ReceiveWebhook, stream: Stream, pages: Pages, ops: Ops) 
             Route("/stream", stream, methods=["GET"]),
             Route("/events", pages.list_events),
             Route("/events/{position}", pages.get_event),
+            Route("/consumers", consumers.list_consumers),
+            Route("/consumers/{name}", consumers.consumer, methods=["GET", "PUT", "DELETE"]),
+            Route("/consumers/{name}/ack", consumers.ack, methods=["POST"]),
             Route("/metrics", ops.metrics),
             Route("/livez", ops.livez),
             Route("/readyz", ops.readyz),
+            Route("/openapi.json", documents.openapi),
+            Route("/asyncapi.json", documents.asyncapi),
         ],
         exception_handlers={
             Problem: answer_problem,

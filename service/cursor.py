@@ -124,7 +124,7 @@ def parse_begin(params: Params, last_event_id: str | None, default: Begin) -> Be
     if (after := single(params, "after")) is not None:
         return parse_place(after, "after")
     if (since := single(params, "since")) is not None:
-        return _parse_time(since)
+        return parse_time(since, "since")
     if (start := single(params, "from")) is not None:
         if start != "start":
             raise BadRequest(f"from={start[:32]!r}: the only value is `start`")
@@ -161,7 +161,8 @@ async def resolve(begin: Begin, eventlog: EventLog, window: Window) -> int:
     return bounds.head_position if isinstance(begin, Live) else bounds.anchor_position
 
 
-def _parse_time(text: str) -> datetime:
+def parse_time(text: str, name: str) -> datetime:
+    """Return the moment that `text` names. Raises BadRequest, naming `name`."""
     try:
         if _INTEGER.fullmatch(text):
             return from_unix(int(text))
@@ -170,7 +171,7 @@ def _parse_time(text: str) -> datetime:
         return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         raise BadRequest(
-            f"since={text[:64]!r}: an ISO 8601 time such as 2026-11-23T09:00:00Z, or Unix "
+            f"{name}={text[:64]!r}: an ISO 8601 time such as 2026-11-23T09:00:00Z, or Unix "
             "milliseconds, was expected"
         ) from None
 

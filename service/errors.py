@@ -12,11 +12,16 @@
         ├── AddressNotAllowed   403 address_not_allowed   not in CAUSEWAY_ALLOWED_IPS
         ├── NotFound            404 not_found             no such path, event or token
         ├── UnknownSource       404 unknown_source        no secret is known for that source
+        ├── UnknownConsumer     404 unknown_consumer      no consumer has that name
         ├── MethodNotAllowed    405 method_not_allowed
         ├── NotAcceptable       406 not_acceptable        no spelling that `Accept` allows
         ├── BodyTimeout         408 body_timeout          the body trickled in too slowly
         ├── LogDiverged         409 log_diverged          the reader saw another history
         ├── PositionAhead       409 position_ahead        the log never got there
+        ├── ConsumerHeld        409 consumer_held         another holder has the lease
+        ├── ShardsHeld          409 shards_held           shards of another number are held
+        ├── LeaseLost           409 lease_lost            a newer holder has taken over
+        ├── AckAhead            409 ack_ahead             that event was not sent yet
         ├── PositionPruned      410 position_pruned       gone; says what is left
         ├── BodyTooLarge        413 body_too_large
         ├── TooManyStreams      429 too_many_streams
@@ -98,6 +103,10 @@ class UnknownSource(Problem):
     closes_connection = True
 
 
+class UnknownConsumer(Problem):
+    status, code = 404, "unknown_consumer"
+
+
 class MethodNotAllowed(Problem):
     status, code = 405, "method_not_allowed"
 
@@ -117,6 +126,22 @@ class LogDiverged(Problem):
 
 class PositionAhead(Problem):
     status, code = 409, "position_ahead"
+
+
+class ConsumerHeld(Problem):
+    status, code, retry_after_s = 409, "consumer_held", 5
+
+
+class ShardsHeld(Problem):
+    status, code, retry_after_s = 409, "shards_held", 5
+
+
+class LeaseLost(Problem):
+    status, code = 409, "lease_lost"
+
+
+class AckAhead(Problem):
+    status, code = 409, "ack_ahead"
 
 
 class PositionPruned(Problem):

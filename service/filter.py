@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Protocol, TypeVar
+from zlib import crc32
 
 T = TypeVar("T")
 
@@ -27,9 +28,21 @@ def topic_of(type_: str) -> str:
     return NAMES_OF_2019.get(type_, type_)
 
 
+def shard_of(event: "Filterable", count: int) -> int:
+    """Return which of `count` shards an event belongs to: CRC-32 of its item's id, modulo.
+
+    Without an item it is the user's UUID, without a user the position, each as ASCII text. All
+    events of an item are in one shard, so their order is kept.
+    """
+    key = event.item_id if event.item_id is not None else event.user_uuid or event.position
+    return crc32(str(key).encode()) % count
+
+
 class Filterable(Protocol):
     """What a filter looks at."""
 
+    @property
+    def position(self) -> int: ...
     @property
     def topic(self) -> str: ...
     @property
@@ -51,6 +64,7 @@ class Filter:
     account_ids: frozenset[int] | None = None
     user_uuids: frozenset[str] | None = None
     sources: frozenset[str] | None = None
+    shard: tuple[int, int] | None = None  # (number, of how many); never part of a token's limits
 
     @property
     def is_everything(self) -> bool:
@@ -74,6 +88,9 @@ class Filter:
             tests.append(lambda event: event.source in sources)
         if self.topics is not None:
             tests.append(self._topic_test())
+        if self.shard is not None:
+            number, count = self.shard
+            tests.append(lambda event: shard_of(event, count) == number)
         if len(tests) == 1:
             return tests[0]
         return lambda event: all(test(event) for test in tests)
@@ -95,8 +112,9 @@ class Filter:
                     getattr(self, field.name), getattr(other, field.name), frozenset.intersection
                 )
                 for field in fields(self)
-                if field.name != "topics"
+                if field.name not in ("topics", "shard")
             },
+            shard=self.shard or other.shard,
         )
 
 
@@ -132,7 +150,9 @@ def _both(
 
 
 def _meet_topics(a: frozenset[str], b: frozenset[str]) -> frozenset[str]:
-    return frozenset(met for x in a for y in b if (met := _meet_topic(x, y)) is not None)
+    met = {topic for x in a for y in b if (topic := _meet_topic(x, y)) is not None}
+    # Without those that another one covers, so that a filter within the limits stays as it is.
+    return frozenset(x for x in met if not any(x != y and _meet_topic(x, y) == x for y in met))
 
 
 def _meet_topic(x: str, y: str) -> str | None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from service.auth import Caller, Tokens
 from service.config import Settings
 from service.errors import Draining, LogUnavailable, TooManyStreams
+from service.lease import Hold
 from service.metrics import Metrics
 from service.window import Window
 
@@ -47,10 +48,12 @@ class Subscriber:
         "caller",
         "closing",
         "ends_at",
+        "hold",
         "id_link",
         "id_position",
         "is_heartbeat_due",
         "is_live",
+        "is_standing_by",
         "opened_s",
         "position",
         "sending_since",
@@ -70,7 +73,9 @@ class Subscriber:
         self.sending_since: float | None = None
         self.is_heartbeat_due = False
         self.is_live = False
+        self.is_standing_by = False  # behind the holder of a named consumer: it has no place
         self.closing: str | None = None
+        self.hold: Hold | None = None  # of a named consumer
         self.abort = abort
         self._waiting: _Waiting | None = None
 
@@ -93,6 +98,13 @@ class Subscriber:
         """Ask the stream to end; the first reason counts."""
         self.closing = self.closing or reason
         self.wake()
+
+    def begin(self, hold: Hold) -> None:
+        """Become the holder of a named consumer: stand where it stands."""
+        self.hold = hold
+        self.is_standing_by = False
+        self.position = self.id_position = hold.lease.position
+        self.id_link = hold.lease.link
 
     async def wait(self, window: Window, take: Callable[[], bool] = lambda: False) -> None:
         """Return when there is something to do that `take` cannot do.

@@ -47,6 +47,9 @@ CLOSE_REASONS = (
         "diverged",
         "pruned",
         "damaged",
+        "lease_lost",
+        "consumer_gone",
+        "refused",
         "error",
     ),
 )
@@ -128,6 +131,7 @@ class Metrics:
         self._declare_receive()
         self._declare_log()
         self._declare_stream()
+        self._declare_consumers()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -215,6 +219,30 @@ class Metrics:
         )
         for reason in CLOSE_REASONS:
             self.stream_closed.labels(reason)
+
+    def _declare_consumers(self) -> None:
+        self.consumer_lag_events = Gauge(
+            "causeway_consumer_lag_events",
+            "Events between a named consumer's place and the head.",
+            ["consumer"],
+            registry=self.registry,
+        )
+        self.consumer_lag_seconds = Gauge(
+            "causeway_consumer_lag_seconds",
+            "Time since the receipt of the first event that a named consumer has not done.",
+            ["consumer"],
+            registry=self.registry,
+        )
+        self.consumer_lease_changes = Counter(
+            "causeway_consumer_lease_changes_total",
+            "Leases of named consumers taken by a stream of this process.",
+            registry=self.registry,
+        )
+        self.consumer_redeliveries = Counter(
+            "causeway_consumer_redeliveries_total",
+            "Events sent to a named consumer that some holder was sent before.",
+            registry=self.registry,
+        )
 
     def watch_pool(self, connections: Callable[[], int], idle: Callable[[], int]) -> None:
         """Report the reading pool: `connections` it has, and how many of them are `idle`."""

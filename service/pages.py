@@ -6,6 +6,7 @@ CloudEvents batch, or NDJSON; one event also as Bridge's exact bytes.
 """
 
 import asyncio
+import re
 from collections.abc import Sequence
 
 import orjson
@@ -41,6 +42,7 @@ JSON, BATCH, NDJSON = (
     "application/x-ndjson",
 )
 CLOUDEVENT, BYTES = "application/cloudevents+json", "application/octet-stream"
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 class _Bell:
@@ -178,6 +180,6 @@ def _number(params: Params, name: str, default: int, low: int, high: int) -> int
     text = single(params, name)
     if text is None:
         return default
-    if not text.isascii() or not text.isdigit() or not low <= int(text[:9]) <= high:
+    if not _NUMBER.fullmatch(text) or not low <= int(text) <= high:
         raise BadRequest(f"{name}={text[:32]!r}: a number from {low} to {high} was expected")
     return int(text)

@@ -9,12 +9,13 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from dataclasses import replace
 
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from service.auth import Caller, Tokens, bearer_token
+from service.catchup import read_page
 from service.config import Settings
 from service.cursor import (
     FILTER_PARAMS,
@@ -27,17 +28,28 @@ from service.cursor import (
     resolve,
     single,
 )
-from service.errors import LogDamaged, LogDiverged, LogUnavailable, PositionAhead, PositionPruned
-from service.event import checkpoint_block, control_block
+from service.errors import (
+    LogDamaged,
+    LogDiverged,
+    LogUnavailable,
+    PositionAhead,
+    PositionPruned,
+    Problem,
+)
+from service.event import checkpoint_block
 from service.eventlog import EventLog
 from service.filter import Filter
 from service.hub import Hub, Subscriber
+from service.lease import Hold
 from service.metrics import Metrics
-from service.window import CHUNK_BYTES, Chunk, Frame, View, Window
+from service.turn import PARAMS as TURN_PARAMS
+from service.turn import Turn, Turns
+from service.window import Chunk, View, Window
+from service.writer import HEARTBEAT, Writer
 
 log = logging.getLogger("causeway.stream")
 
-PARAMS = FILTER_PARAMS | START_PARAMS | {"control", "format", "access_token"}
+PARAMS = FILTER_PARAMS | START_PARAMS | TURN_PARAMS | {"control", "format", "access_token"}
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
@@ -45,9 +57,6 @@ HEADERS = [
 ]
 RETRY_MS = (1000, 5000)  # a client's wait before it reconnects, spread so that they do not herd
 LOG_RETRY_S = 1.0
-HEARTBEAT = b":\n\n"
-
-Clock = Callable[[], float]
 
 
 class Stream:
@@ -60,6 +69,7 @@ class Stream:
         window: Window,
         hub: Hub,
         tokens: Tokens,
+        turns: Turns,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
@@ -67,50 +77,72 @@ class Stream:
         self._window = window
         self._hub = hub
         self._tokens = tokens
+        self._turns = turns
         self._metrics = metrics
         self._clock = asyncio.get_running_loop().time
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        caller, position, wish = await self._parse(scope)
-        start = {"type": "http.response.start", "status": 200, "headers": _headers(wish.filter)}
+        caller, position, wish, turn = await self._parse(scope)
+        headers = _headers(wish.filter)
         if scope["method"] == "HEAD":
-            await send(start)
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": b""})
             return
         ways = scope["extensions"]
         subscriber = self._hub.admit(caller, position, ways["causeway.abort"])
         watcher = asyncio.create_task(_watch(receive, subscriber))
+        writer = Writer(send, ways["causeway.write"], subscriber, self._clock, wish.has_control)
         try:
-            await send(start)
+            if turn is not None:
+                headers = [*headers, *await self._turns.take_now(subscriber, turn)]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
             view = self._window.view(wish.filter, is_cloudevents=wish.is_cloudevents)
-            writer = _Writer(
-                send, ways["causeway.write"], subscriber, self._clock, wish.has_control
-            )
-            await self._follow(subscriber, view, writer)
+            await self._follow(subscriber, view, writer, turn)
+        except Problem:
+            subscriber.close("refused")
+            raise
         finally:
             watcher.cancel()
             self._hub.release(subscriber)
+            if subscriber.hold is not None:
+                await self._turns.release(subscriber.hold)
 
-    async def _parse(self, scope: Scope) -> tuple[Caller, int, Wish]:
-        """Return who asks, the position after which to begin, and what is wished and allowed."""
+    async def _parse(self, scope: Scope) -> tuple[Caller, int, Wish, Turn | None]:
+        """Return who asks, after which position, what is wished, and as which consumer.
+
+        A named consumer's position is known with its lease: until then it is -1.
+        """
         params = parse_query(scope["query_string"], PARAMS)
         caller = await self._tokens.authenticate(
             bearer_token(scope["headers"]), "stream", query_token=single(params, "access_token")
         )
         wish = parse_wish(params, caller.limits)
-        begin = parse_begin(params, Headers(scope=scope).get("last-event-id"), Live())
-        position = await resolve(begin, self._eventlog, self._window)
+        last_event_id = Headers(scope=scope).get("last-event-id")
+        is_head = scope["method"] == "HEAD"  # changes nothing: it acknowledges nothing either
+        turn = await self._turns.find(params, None if is_head else last_event_id, caller)
+        if turn is not None:
+            position = -1
+            wish = replace(wish, filter=turn.filter.intersect(caller.limits))
+        else:
+            begin = parse_begin(params, last_event_id, Live())
+            position = await resolve(begin, self._eventlog, self._window)
         if self._window.position < 0:
             raise LogUnavailable("this process does not follow the log yet, or not any more")
-        return caller, position, wish
+        return caller, position, wish, turn
 
-    async def _follow(self, subscriber: Subscriber, view: View, writer: "_Writer") -> None:
+    async def _follow(
+        self, subscriber: Subscriber, view: View, writer: Writer, turn: Turn | None
+    ) -> None:
         """Everything that can happen to a stream, until it ends."""
         window = self._window
         await writer.write(await self._opening(subscriber))
+        if turn is not None:
+            await self._turns.stand_by(subscriber, turn, writer)
         while subscriber.closing is None:
             if subscriber.is_heartbeat_due:
                 await self._beat(subscriber, writer)
+            elif subscriber.hold is not None and not subscriber.hold.is_good(self._clock()):
+                await self._pause(subscriber, subscriber.hold)
             elif subscriber.position >= window.position:
                 await self._idle(subscriber, view, writer)
             elif window.holds(subscriber.position):
@@ -119,31 +151,43 @@ class Stream:
                 await self._catch_up(subscriber, view, writer)
         await self._end(subscriber, writer)
 
+    async def _pause(self, subscriber: Subscriber, hold: Hold) -> None:
+        """The lease is lost, or could not be renewed: send nothing more that may be another's."""
+        if hold.is_lost:
+            subscriber.close("lease_lost")
+        else:
+            await subscriber.wait(self._window)
+
     async def _opening(self, subscriber: Subscriber) -> bytes:
         """First bytes at once: they flush the headers, and say where the stream stands."""
         retry = b"retry: %d\n\n" % random.randint(*RETRY_MS)  # noqa: S311
-        return b": causeway\n" + retry + await self._checkpoint(subscriber)
+        opening = b": causeway\n" + retry
+        if subscriber.is_standing_by:
+            return opening
+        return opening + await self._checkpoint(subscriber)
 
-    async def _beat(self, subscriber: Subscriber, writer: "_Writer") -> None:
+    async def _beat(self, subscriber: Subscriber, writer: Writer) -> None:
         """Break a silence: move the client's id if events went by that it did not want."""
         subscriber.is_heartbeat_due = False
         moved = subscriber.position != subscriber.id_position
         await writer.write(await self._checkpoint(subscriber) if moved else HEARTBEAT)
 
-    async def _idle(self, subscriber: Subscriber, view: View, writer: "_Writer") -> None:
+    async def _idle(self, subscriber: Subscriber, view: View, writer: Writer) -> None:
         if not subscriber.is_live and subscriber.position == self._window.position:
             subscriber.is_live = True
             await writer.control("caught_up", position=subscriber.position)
             return  # the window may have grown during the write
         await subscriber.wait(self._window, lambda: self._take(subscriber, view, writer))
 
-    def _take(self, subscriber: Subscriber, view: View, writer: "_Writer") -> bool:
+    def _take(self, subscriber: Subscriber, view: View, writer: Writer) -> bool:
         """Write what has just come straight to the socket; True if that was all there is to do.
 
         For the many that are live: to wake a task costs more than the write. Whatever is not
         plain (a client that is behind, a checkpoint, more than a chunk) is left to `_follow`.
         """
-        position, window = subscriber.position, self._window
+        position, window, hold = subscriber.position, self._window, subscriber.hold
+        if hold is not None and not hold.is_good(self._clock()):
+            return False
         if not subscriber.is_live or position >= window.position or not window.holds(position):
             return False
         chunk = view.chunk(position)
@@ -155,11 +199,13 @@ class Stream:
                 return False
             subscriber.id_link = chunk.sent_link
             self._count(subscriber, chunk)
+        self._note(subscriber, chunk)
         subscriber.position, subscriber.id_position = chunk.position, last_id
         return chunk.position == window.position
 
-    async def _deliver(self, subscriber: Subscriber, chunk: Chunk, writer: "_Writer") -> None:
+    async def _deliver(self, subscriber: Subscriber, chunk: Chunk, writer: Writer) -> None:
         subscriber.position = chunk.position
+        self._note(subscriber, chunk)
         if chunk.sent_to is not None:
             await writer.write(chunk.data)
             subscriber.id_position, subscriber.id_link = chunk.sent_to, chunk.sent_link
@@ -167,19 +213,27 @@ class Stream:
         if subscriber.position - subscriber.id_position >= self._settings.checkpoint_events:
             await writer.write(await self._checkpoint(subscriber))
 
+    def _note(self, subscriber: Subscriber, chunk: Chunk) -> None:
+        """Tell a named consumer's hold how far it was sent."""
+        if subscriber.hold is not None:
+            again = subscriber.hold.note(chunk.position, chunk.positions)
+            self._metrics.consumer_redeliveries.inc(again)
+
     def _count(self, subscriber: Subscriber, chunk: Chunk) -> None:
         self._metrics.stream_events.inc(len(chunk.receipts.times_s))
         receipts = chunk.receipts.since(subscriber.opened_s)
         if receipts.times_s:
             self._metrics.delivery.observe_many("stream", time.time(), receipts)
 
-    async def _catch_up(self, subscriber: Subscriber, view: View, writer: "_Writer") -> None:
+    async def _catch_up(self, subscriber: Subscriber, view: View, writer: Writer) -> None:
         """Deliver one page of the log; when the database is away, try again until it is back."""
         if subscriber.is_live:
             subscriber.is_live = False
             await writer.control("fell_behind", position=subscriber.position)
         try:
-            chunk = await self._read(subscriber.position, view)
+            chunk = await read_page(
+                self._eventlog, subscriber.position, self._window.position, view
+            )
             if subscriber.id_link is not None:  # the page must be of the history it has read
                 await self._eventlog.check(subscriber.id_position, subscriber.id_link.hex())
             if chunk is not None:
@@ -199,25 +253,6 @@ class Stream:
             log.debug("catch-up waits for the database", extra={"reason": error.message})
         await asyncio.sleep(LOG_RETRY_S)
 
-    async def _read(self, position: int, view: View) -> Chunk | None:
-        """Return the log's next page as a chunk, None if there is none yet.
-
-        Raises PositionPruned if events after `position` are gone, LogDamaged at a hole; neither is
-        ever passed over in silence.
-        """
-        if view.filter.is_everything:
-            events = await self._eventlog.read_after(position, max_bytes=CHUNK_BYTES)
-            scanned_to = 0
-        else:
-            page = await self._eventlog.read_matching(
-                position, self._window.position, view.filter, max_bytes=CHUNK_BYTES
-            )
-            events, scanned_to = page.events, page.scanned_to
-            await self._eventlog.check_kept(position)
-        if not events and scanned_to <= position:
-            return None
-        return view.join((Frame(event) for event in events), scanned_to=scanned_to)
-
     async def _checkpoint(self, subscriber: Subscriber) -> bytes:
         """Return a block that moves the client's id to where the subscriber stands.
 
@@ -235,57 +270,17 @@ class Stream:
         subscriber.id_position, subscriber.id_link = position, link
         return checkpoint_block(position, link)
 
-    async def _end(self, subscriber: Subscriber, writer: "_Writer") -> None:
+    async def _end(self, subscriber: Subscriber, writer: Writer) -> None:
         """Say goodbye, with the last id, to a client that is still there."""
         if subscriber.closing in ("client", "send_timeout"):
             return
         link = self._window.link_at(subscriber.position)
-        if link is None or subscriber.closing == "diverged":
-            last = b""  # the window is of another history: its id would hide that
+        if link is None or subscriber.is_standing_by or subscriber.closing == "diverged":
+            last = b""  # it has no place, or the window's is of another history: no id for it
         else:
             last = checkpoint_block(subscriber.position, link)
         await writer.control("closing", reason=subscriber.closing)
         await writer.write(last, is_last=True)
-
-
-class _Writer:
-    """Writes to one client, and tells the hub's pulse since when a write has been hanging."""
-
-    __slots__ = ("_clock", "_has_control", "_send", "_subscriber", "_write_now")
-
-    def __init__(
-        self,
-        send: Send,
-        write_now: Callable[[bytes], bool],
-        subscriber: Subscriber,
-        clock: Clock,
-        has_control: bool,
-    ) -> None:
-        self._send = send
-        self._write_now = write_now
-        self._subscriber = subscriber
-        self._clock = clock
-        self._has_control = has_control
-
-    async def write(self, data: bytes, *, is_last: bool = False) -> None:
-        """Hand `data` to the socket; waits while the client takes nothing."""
-        subscriber = self._subscriber
-        subscriber.sending_since = self._clock()
-        await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
-        subscriber.sending_since = None
-        subscriber.sent_at = self._clock()
-
-    def write_now(self, data: bytes) -> bool:
-        """Hand `data` to the socket if that needs no wait, else return False."""
-        if not self._write_now(data):
-            return False
-        self._subscriber.sent_at = self._clock()
-        return True
-
-    async def control(self, name: str, **values: str | int | None) -> None:
-        """Write a control event, if the client asked for them."""
-        if self._has_control:
-            await self.write(control_block(name, **values))
 
 
 async def _watch(receive: Receive, subscriber: Subscriber) -> None:

@@ -45,15 +45,20 @@ class Frame:
 class Chunk:
     """Frames joined for one write.
 
-    `position` is where a reader stands after it; `sent_to` and `sent_link` the position and the
-    link of the last event in it, None if none matched (then `data` is empty).
+    `position` is where a reader stands after it; `positions` are those of the events in it, none if
+    none matched (then `data` is empty); `sent_link` is the link of the last of them.
     """
 
     data: bytes
     position: int
-    sent_to: int | None
+    positions: tuple[int, ...]
     sent_link: bytes | None
     receipts: Receipts
+
+    @property
+    def sent_to(self) -> int | None:
+        """The position of the last event in it."""
+        return self.positions[-1] if self.positions else None
 
 
 class Waiter(Protocol):
@@ -100,7 +105,7 @@ class View:
         blocks: list[bytes] = []
         received: list[float] = []
         size, position = 0, scanned_to
-        sent_to: int | None = None
+        positions: list[int] = []
         sent_link: bytes | None = None
         for frame in frames:
             if size >= CHUNK_BYTES:
@@ -112,10 +117,12 @@ class View:
             blocks.append(block)
             received.append(frame.received_s)
             size += len(block)
-            sent_to, sent_link = position, frame.event.link
+            positions.append(position)
+            sent_link = frame.event.link
         else:
             position = max(position, scanned_to)
-        return Chunk(b"".join(blocks), position, sent_to, sent_link, Receipts.of(received))
+        data = b"".join(blocks)
+        return Chunk(data, position, tuple(positions), sent_link, Receipts.of(received))
 
 
 class Window:

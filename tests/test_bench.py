@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from service.embedded import EmbeddedPostgres
-from tests.bench import append, endtoend, fanout, ingest, longlog
+from tests.bench import acks, append, endtoend, fanout, ingest, longlog
 from tests.bench.effort import SMOKE
 from tests.bench.figures import (
     Figure,
@@ -69,6 +69,11 @@ async def test_a_long_log_is_measured_against_a_short_one(postgres: EmbeddedPost
     figures = await longlog.measure(postgres, SMOKE)
     names = [f"{what}, long log to short log" for what in ("resume", "since=", "rare item")]
     check(figures, *names, "append, batches of 200, long log to short log")
+
+
+async def test_a_storm_of_acks_is_measured_with_its_commits(postgres: EmbeddedPostgres) -> None:
+    figures = await acks.measure(postgres, SMOKE)
+    check(figures, "acknowledgements accepted", "commits meanwhile", "acknowledgements in a commit")
 
 
 async def test_contenders_take_turns() -> None:

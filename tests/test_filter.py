@@ -1,22 +1,20 @@
 """Filters: tables for the patterns, properties for their intersection."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TypeVar
+from zlib import crc32
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.filter import EVERYTHING, Filter, parse_topics, topic_of
-
-T = TypeVar("T")
+from service.filter import EVERYTHING, NAMES_OF_2019, Filter, parse_topics, shard_of, topic_of
 
 
 @dataclass(frozen=True)
 class Seen:
     """What a filter looks at."""
 
+    position: int = 1
     topic: str = "item.created"
     source: str = "default"
     item_id: int | None = 1
@@ -30,7 +28,7 @@ patterns = st.one_of(
 )
 
 
-def sets(values: st.SearchStrategy[T]) -> st.SearchStrategy[frozenset[T] | None]:
+def sets(values: st.SearchStrategy[object]) -> st.SearchStrategy[frozenset[object] | None]:
     return st.none() | st.frozensets(values, max_size=3)
 
 
@@ -55,7 +53,7 @@ seen = st.builds(
 def by_definition(filter_: Filter, event: Seen) -> bool:
     """Match by the words of the docstring, without preparing anything."""
 
-    def one(wanted: Collection[object] | None, value: object) -> bool:
+    def one(wanted: frozenset[object] | None, value: object) -> bool:
         return wanted is None or value in wanted
 
     def topic_fits(pattern: str) -> bool:
@@ -84,16 +82,6 @@ def test_an_intersection_matches_exactly_what_both_match(a: Filter, b: Filter, e
     assert b.intersect(a).matcher()(event) == both
 
 
-@given(sets(patterns), sets(patterns), topics | st.text("item.acrud", max_size=12))
-def test_patterns_intersect_exactly(
-    a: frozenset[str] | None, b: frozenset[str] | None, topic: str
-) -> None:
-    one, other, event = Filter(topics=a), Filter(topics=b), Seen(topic=topic)
-    both = one.matcher()(event) and other.matcher()(event)
-    assert one.intersect(other).matcher()(event) == both
-    assert other.intersect(one).matcher()(event) == both
-
-
 @given(filters)
 def test_everything_changes_nothing(filter_: Filter) -> None:
     assert filter_.intersect(EVERYTHING) == EVERYTHING.intersect(filter_) == filter_
@@ -120,18 +108,17 @@ def test_a_pattern_is_a_name_or_a_beginning(
     assert [topic for topic in not_matched if is_match(Seen(topic=topic))] == []
 
 
-OLD_NAMES = {
-    "ITEM_CREATED": "item.created",
-    "ITEM_REFRESHED": "item.refreshed",
-    "ACCOUNT_CREATED": "item.account.created",
-    "ACCOUNT_UPDATED": "item.account.updated",
-}
-
-
-@pytest.mark.parametrize(("old", "today"), OLD_NAMES.items())
+@pytest.mark.parametrize(("old", "today"), NAMES_OF_2019.items())
 def test_a_name_of_2019_and_todays_name_are_the_same_filter(old: str, today: str) -> None:
     assert topic_of(old) == topic_of(today) == today
     assert parse_topics([old]) == parse_topics([today]) == frozenset({today})
+
+
+def test_bridges_four_names_of_2019_are_known() -> None:
+    assert set(NAMES_OF_2019) == {
+        *("ITEM_CREATED", "ITEM_REFRESHED", "ACCOUNT_CREATED", "ACCOUNT_UPDATED")
+    }
+    assert NAMES_OF_2019["ACCOUNT_UPDATED"] == "item.account.updated"
 
 
 def test_no_type_asked_for_is_every_type() -> None:
@@ -159,3 +146,26 @@ def test_an_event_without_the_field_does_not_match_a_filter_on_it() -> None:
 def test_patterns_are_told_from_names(patterns: list[str] | None, expected: bool) -> None:
     topics = None if patterns is None else frozenset(patterns)
     assert Filter(topics=topics).has_patterns is expected
+
+
+@pytest.mark.parametrize(
+    ("event", "key"),
+    [
+        (Seen(position=9, item_id=4568477, user_uuid="u"), b"4568477"),
+        (Seen(position=9, item_id=0, user_uuid="u"), b"0"),
+        (Seen(position=9, item_id=-1), b"-1"),
+        (Seen(position=9, item_id=None, user_uuid="9a95b38f"), b"9a95b38f"),
+        (Seen(position=9, item_id=None), b"9"),
+    ],
+)
+def test_the_shard_is_the_crc_of_item_else_user_else_position(event: Seen, key: bytes) -> None:
+    for count in (1, 2, 7, 64):
+        assert shard_of(event, count) == crc32(key) % count
+        matching = [n for n in range(count) if Filter(shard=(n, count)).matcher()(event)]
+        assert matching == [crc32(key) % count]
+
+
+@given(position=st.integers(1, 2**62), count=st.integers(1, 64))
+def test_all_events_of_an_item_are_in_one_shard(position: int, count: int) -> None:
+    first, later = Seen(position=1), Seen(position=position, topic="i", user_uuid="another")
+    assert shard_of(first, count) == shard_of(later, count)

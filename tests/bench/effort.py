@@ -26,6 +26,9 @@ class Effort:
     commits: int
     log_rows: int
     lookups: int
+    ack_connections: int
+    ack_s: float
+    ack_events: int  # that were sent, and are acknowledged again and again
 
 
 FULL = Effort(
@@ -45,6 +48,9 @@ FULL = Effort(
     commits=1000,
     log_rows=5_000_000,
     lookups=400,
+    ack_connections=1024,
+    ack_s=4.0,
+    ack_events=100_000,
 )
 QUICK = Effort(
     name="quick",
@@ -63,6 +69,9 @@ QUICK = Effort(
     commits=300,
     log_rows=200_000,
     lookups=100,
+    ack_connections=1024,
+    ack_s=2.0,
+    ack_events=40_000,
 )
 SMOKE = Effort(
     name="smoke",
@@ -81,4 +90,7 @@ SMOKE = Effort(
     commits=5,
     log_rows=2_000,
     lookups=3,
+    ack_connections=8,
+    ack_s=0.5,
+    ack_events=500,
 )

@@ -1,0 +1,165 @@
+"""`/consumers...`: make, read, list and delete named consumers, and acknowledge what is done."""
+
+import asyncio
+from datetime import datetime
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.acks import Acks
+from service.auth import Tokens, bearer_token
+from service.consumer import Consumer, Consumers, Shard
+from service.consumer_body import parse_ack, parse_wish
+from service.cursor import parse_query, resolve
+from service.errors import BodyTimeout, BodyTooLarge, Forbidden, UnknownConsumer
+from service.event import timestamp
+from service.eventlog import EventLog
+from service.filter import Filter
+from service.window import Window
+
+BODY_MAX_BYTES = 64 * 1024
+BODY_TIMEOUT_S = 10.0
+
+
+class ConsumerApi:
+    """The endpoints; all need a token with the scope `stream`."""
+
+    def __init__(
+        self, consumers: Consumers, acks: Acks, eventlog: EventLog, window: Window, tokens: Tokens
+    ) -> None:
+        self._consumers = consumers
+        self._acks = acks
+        self._eventlog = eventlog
+        self._window = window
+        self._tokens = tokens
+
+    async def list_consumers(self, request: Request) -> Response:
+        """Answer every consumer that the token may see, by name."""
+        limits = await self._authenticate(request)
+        consumers = [one for one in await self._consumers.all() if _covers(limits, one.filter)]
+        return _json({"consumers": [_describe(consumer) for consumer in consumers]})
+
+    async def consumer(self, request: Request) -> Response:
+        """Answer one consumer (GET); make or change it (PUT); forget it and its place (DELETE)."""
+        limits = await self._authenticate(request)
+        name = request.path_params["name"]
+        if request.method == "PUT":
+            return await self._put(name, request, limits)
+        await self._check_limits(name, limits)
+        if request.method == "DELETE":
+            await self._consumers.delete(name)
+            return Response(status_code=204)
+        return _json(_describe(await self._consumers.read(name)))
+
+    async def _put(self, name: str, request: Request, limits: Filter) -> Response:
+        wish = parse_wish(name, await _read(request))
+        if not _covers(limits, wish.filter):
+            raise Forbidden("this token may not see all that the consumer wants: name a filter")
+        await self._check_limits(name, limits)
+        position = await resolve(wish.begin, self._eventlog, self._window)
+        is_new = await self._consumers.put(
+            name,
+            ack_mode=wish.ack_mode,
+            lease_s=wish.lease_s,
+            filter_=wish.filter,
+            position=position,
+            link=await self._eventlog.check(position, None),
+            is_reset=wish.is_reset,
+        )
+        return _json(_describe(await self._consumers.read(name)), 201 if is_new else 200)
+
+    async def ack(self, request: Request) -> Response:
+        """Write down that everything up to a position is done; answer the place then."""
+        limits = await self._authenticate(request)
+        await self._check_limits(request.path_params["name"], limits)
+        ack = parse_ack(request.path_params["name"], await _read(request))
+        return _json({"position": await self._acks.ack(ack)})
+
+    async def _check_limits(self, name: str, limits: Filter) -> None:
+        """Raise Forbidden if the consumer has events that the token may not see."""
+        if limits.is_everything:
+            return
+        try:
+            consumer = await self._consumers.read(name)
+        except UnknownConsumer:
+            return  # the call makes it, or says the same
+        if not _covers(limits, consumer.filter):
+            raise Forbidden(f"this token may not see all that the consumer {name} wants")
+
+    async def _authenticate(self, request: Request) -> Filter:
+        parse_query(request.scope["query_string"], ())
+        token = bearer_token(request.scope["headers"])
+        return (await self._tokens.authenticate(token, "stream")).limits
+
+
+def _covers(limits: Filter, filter_: Filter) -> bool:
+    """True if a token with `limits` may see all that `filter_` matches."""
+    return filter_.intersect(limits) == filter_
+
+
+async def _read(request: Request) -> bytes:
+    """Return the body. Raises BodyTooLarge, BodyTimeout; reading stops there."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > BODY_MAX_BYTES:
+                    raise BodyTooLarge(f"a body may have {BODY_MAX_BYTES} bytes at the most")
+    except TimeoutError:
+        raise BodyTimeout(f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s") from None
+    return bytes(body)
+
+
+def _describe(consumer: Consumer) -> dict[str, Any]:
+    place = consumer.furthest_behind
+    return {
+        "name": consumer.name,
+        "ack_mode": consumer.ack_mode,
+        "lease_s": consumer.lease_s,
+        "filter": _describe_filter(consumer.filter),
+        "created_at": timestamp(consumer.created_at),
+        "position": place.position,
+        "id": place.id,
+        "head": place.position + place.lag_events,
+        "lag_events": place.lag_events,
+        "lag_seconds": max(shard.lag_s for shard in consumer.shards),
+        "shards": [_describe_shard(shard, len(consumer.shards)) for shard in consumer.shards],
+    }
+
+
+def _describe_shard(shard: Shard, count: int) -> dict[str, Any]:
+    return {
+        "shard": f"{shard.number}/{count}",
+        "position": shard.position,
+        "id": shard.id,
+        "sent_position": shard.sent_position,
+        "lag_events": shard.lag_events,
+        "lag_seconds": shard.lag_s,
+        "held_by": shard.held_by,
+        "held_since": _moment(shard.held_since),
+        "lease_until": _moment(shard.lease_until),
+    }
+
+
+def _describe_filter(filter_: Filter) -> dict[str, list[Any]]:
+    fields = {
+        "types": filter_.topics,
+        "item_ids": filter_.item_ids,
+        "account_ids": filter_.account_ids,
+        "user_uuids": filter_.user_uuids,
+        "sources": filter_.sources,
+    }
+    return {name: sorted(values) for name, values in fields.items() if values is not None}
+
+
+def _moment(moment: datetime | None) -> str | None:
+    return None if moment is None else timestamp(moment)
+
+
+def _json(content: object, status: int = 200) -> Response:
+    return Response(
+        orjson.dumps(content), status, {"cache-control": "no-store"}, "application/json"
+    )

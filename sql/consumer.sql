@@ -1,0 +1,97 @@
+-- The statements of service/consumer.py.
+
+-- name: put
+-- $1 name, $2 ack mode, $3 lease in seconds, $4..$8 the filter's topics, items, accounts, users,
+-- sources (NULL: all; each in order), $9 and $10 the place to begin at and its link, $11: move a known
+-- one there, too. Whether it is new. A reset or a change takes the lease from whoever holds it: what
+-- an old filter looked through is not done for the new one.
+WITH consumer AS (
+    INSERT INTO causeway.consumer AS known
+        (name, ack_mode, lease_s, topics, item_ids, account_ids, user_uuids, sources)
+    VALUES ($1, $2, $3, $4, $5, $6, $7::uuid[], $8)
+    ON CONFLICT (name) DO UPDATE
+    SET ack_mode = excluded.ack_mode, lease_s = excluded.lease_s, topics = excluded.topics,
+        item_ids = excluded.item_ids, account_ids = excluded.account_ids,
+        user_uuids = excluded.user_uuids, sources = excluded.sources
+    WHERE (
+            known.ack_mode, known.lease_s, known.topics, known.item_ids, known.account_ids,
+            known.user_uuids, known.sources
+        ) IS DISTINCT FROM (
+            excluded.ack_mode, excluded.lease_s, excluded.topics, excluded.item_ids,
+            excluded.account_ids, excluded.user_uuids, excluded.sources
+        )
+    RETURNING name, known.xmax = 0 AS is_new
+),
+first_shard AS (
+    INSERT INTO causeway.consumer_shard (name, shard, position, link, sent_position)
+    SELECT name, 0, $9, $10, $9
+    FROM consumer
+    WHERE is_new
+),
+taken_back AS (
+    UPDATE causeway.consumer_shard
+    SET position = CASE WHEN $11 THEN $9 ELSE position END,
+        link = CASE WHEN $11 THEN $10 ELSE link END,
+        sent_position = CASE WHEN $11 THEN $9 ELSE sent_position END,
+        lease = 0, held_by = NULL, held_since = NULL, lease_until = NULL
+    WHERE name = $1
+        AND ($11 OR EXISTS (SELECT FROM consumer WHERE NOT is_new))
+)
+SELECT coalesce((SELECT is_new FROM consumer), false) AS is_new;
+
+-- name: read
+-- $1: a name, or NULL for all. A row for each shard, with how far behind the head it is: events, and
+-- seconds since the receipt of the first one that is kept and not done. Indexes: consumer_pkey,
+-- consumer_shard_pkey, event_pkey.
+SELECT name, ack_mode, lease_s, topics, item_ids, account_ids, user_uuids::text[] AS user_uuids,
+    sources, shards, created_at, shard.shard, shard.position, shard.link, shard.sent_position,
+    CASE WHEN shard.lease_until > clock_timestamp() THEN shard.held_by END AS held_by,
+    CASE WHEN shard.lease_until > clock_timestamp() THEN shard.held_since END AS held_since,
+    CASE WHEN shard.lease_until > clock_timestamp() THEN shard.lease_until END AS lease_until,
+    greatest(0, head.position - shard.position) AS lag_events,
+    coalesce(extract(epoch FROM clock_timestamp() - next.received_at), 0)::float8 AS lag_seconds
+FROM causeway.consumer
+JOIN causeway.consumer_shard AS shard USING (name)
+CROSS JOIN LATERAL (
+    SELECT coalesce(max(event.position), (SELECT anchor_position FROM causeway.log)) AS position
+    FROM causeway.event
+) AS head
+LEFT JOIN LATERAL (
+    SELECT event.received_at
+    FROM causeway.event
+    WHERE event.position > shard.position
+    ORDER BY event.position
+    LIMIT 1
+) AS next ON true
+WHERE $1::text IS NULL OR name = $1
+ORDER BY name, shard.shard;
+
+-- name: delete
+-- $1: a name. A row if there was one.
+DELETE FROM causeway.consumer
+WHERE name = $1
+RETURNING name;
+
+-- name: take_lease
+-- $1 name, $2 shard, $3 number of shards, $4 holder. One row; see the function.
+SELECT outcome, lease, place, place_link, sent, holder, shard_count
+FROM causeway.take_lease($1, $2, $3, $4);
+
+-- name: renew
+-- $1 names, $2 shards, $3 leases, $4 sent, $5 done. A row for each lease that still holds.
+SELECT shard_name, shard_number, lease_number, place
+FROM causeway.renew_leases($1, $2, $3, $4, $5);
+
+-- name: release
+-- $1 name, $2 shard, $3 lease. Let the next holder in at once, if the lease is still ours.
+UPDATE causeway.consumer_shard
+SET lease_until = clock_timestamp()
+WHERE name = $1
+    AND shard = $2
+    AND lease = $3;
+
+-- name: ack
+-- $1 names, $2 shards, $3 numbers of shards, $4 leases, $5 positions, $6 digits. A row for each, in
+-- the order of the input.
+SELECT outcome, place
+FROM causeway.ack_consumers($1, $2, $3, $4, $5, $6);
