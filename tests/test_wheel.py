@@ -23,7 +23,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 def test_the_wheel_carries_the_package_and_all_of_its_sql(wheel: zipfile.ZipFile) -> None:
     ours = {
         str(path.relative_to(ROOT))
-        for folder, pattern in (("service", "*.py"), ("sql", "*.sql"))
+        for folder, pattern in (("service", "*.py"), ("service", "*.yaml"), ("sql", "*.sql"))
         for path in (ROOT / folder).rglob(pattern)
     }
     assert ours | {"service/py.typed"} <= set(wheel.namelist())
