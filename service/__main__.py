@@ -14,7 +14,16 @@ try:
     import typer
     from rich.console import Console
 
-    from service import __version__, config, logs, operate, terminal, token_commands
+    from service import (
+        __version__,
+        config,
+        consumer_commands,
+        document_commands,
+        logs,
+        operate,
+        terminal,
+        token_commands,
+    )
     from service import demo as demonstration
     from service import serve as serving
     from service.client import SubscribeError, subscribe
@@ -60,6 +69,8 @@ def show_version(
 
 
 app.add_typer(token_commands.app, name="token")
+app.command()(document_commands.openapi)
+app.add_typer(consumer_commands.app, name="consumers")
 
 
 @app.command()
@@ -198,14 +209,33 @@ def tail(
     account_id: Annotated[list[int] | None, typer.Option(help="Only this account.")] = None,
     user_uuid: Annotated[list[str] | None, typer.Option(help="Only this user.")] = None,
     source: Annotated[list[str] | None, typer.Option(help="Only from this source.")] = None,
+    consumer: Annotated[
+        str | None,
+        typer.Option(help="From the place of this consumer; silent while another holds it."),
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="With --consumer: only this part, as 0/4.")
+    ] = None,
+    ack: Annotated[
+        bool, typer.Option("--ack", help="With --consumer: acknowledge what was written.")
+    ] = False,
     json: Annotated[
         bool, typer.Option("--json", help="One CloudEvents JSON object a line.")
     ] = False,
 ) -> None:
     """Watch the events arrive, one a line. Begins now unless told otherwise; Ctrl-C ends it.
 
-    A lost connection is opened again where it broke, and a line on standard error says so.
+    A lost connection is opened again where it broke, and a line on standard error says so. With
+    --consumer it is a holder like any other: applications that hold the consumer come first, and
+    those that come later stand by behind it. Without --ack the place stays where it is.
     """
+    own = (after, from_start or None, since, type_, item_id, account_id, user_uuid, source)
+    if consumer is not None and any(option is not None for option in own):
+        raise typer.BadParameter(
+            "a consumer has its own beginning and filter: see `causeway consumers`"
+        )
+    if ack and consumer is None:
+        raise typer.BadParameter("--ack goes with --consumer")
     try:
         events = subscribe(
             url,
@@ -218,11 +248,13 @@ def tail(
             account_ids=account_id or (),
             user_uuids=user_uuid or (),
             sources=source or (),
+            consumer=consumer,
+            shard=shard,
             on_interruption=lambda it: terminal.warn(terminal.interruption_line(it)),
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    lines = terminal.follow(events, as_json=json, write=terminal.write_line)
+    lines = terminal.follow(events, as_json=json, write=terminal.write_line, is_acking=ack)
     terminal.run_until_stopped(lambda stop: terminal.until_stopped(stop, lines))
 
 

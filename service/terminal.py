@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from service.client import Event, Interruption
+from service.ack_behind import AckBehind
+from service.client import Event, Interruption, LeaseLost
 from service.simulate import Call, Fate, Plan, Report, Simulation
 
 T = TypeVar("T")
@@ -60,12 +61,22 @@ async def until_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, None]) ->
 
 
 async def follow(
-    events: AsyncGenerator[Event, None], *, as_json: bool, write: Callable[[str], None]
+    events: AsyncGenerator[Event, None],
+    *,
+    as_json: bool,
+    write: Callable[[str], None],
+    is_acking: bool = False,
 ) -> None:
     """Write each event as one line: for people, or as CloudEvents JSON."""
-    async with aclosing(events):
+    async with AckBehind(_warn_of_lost_lease) as acks, aclosing(events):
         async for event in events:
             write(json_line(event) if as_json else event_line(event, time.time()))
+            if is_acking:
+                acks.note(event)
+
+
+def _warn_of_lost_lease(event: Event, error: LeaseLost) -> None:
+    warn(f"{event.id} was not acknowledged: {error}")
 
 
 def event_line(event: Event, now: float) -> str:

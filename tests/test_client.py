@@ -19,6 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service import event as server
+from service import received
+from service.answers import BACKOFF_CAP_S, backoff, refusal, retry_after_s
 from service.client import (
     Diverged,
     Event,
@@ -31,15 +33,9 @@ from service.client import (
     subscribe,
 )
 from service.payloads import events as payloads
-from service.subscription import (
-    BACKOFF_CAP_S,
-    Subscription,
-    backoff,
-    filters,
-    parse_cloudevent,
-    refusal,
-    retry_after_s,
-)
+from service.received import Acked, parse_cloudevent
+from service.subscription import Subscription
+from service.wanted import filters
 
 DEADLINE_S = 10.0
 TOKEN = "a-token-of-the-tests"
@@ -75,7 +71,7 @@ def checkpoint(position: int) -> bytes:
     return server.checkpoint_block(position, row(position).link)
 
 
-def feed(subscription: Subscription, position: int) -> Event | None:
+def feed(subscription: Subscription[Acked], position: int) -> received.Event[Acked] | None:
     event = row(position)
     return subscription.receive(event.id, event.type, server.cloudevent_json(event).decode())
 
@@ -95,7 +91,7 @@ def feed(subscription: Subscription, position: int) -> Event | None:
     ],
 )
 def test_first_request_says_where_to_begin(
-    subscription: Subscription, parameters: dict[str, str], headers: dict[str, str]
+    subscription: Subscription[None], parameters: dict[str, str], headers: dict[str, str]
 ) -> None:
     ask = subscription.ask()
     assert dict(ask.parameters) == {"format": "cloudevents", **parameters}
@@ -104,7 +100,7 @@ def test_first_request_says_where_to_begin(
 
 @pytest.mark.parametrize("begin", [{"from_start": True}, {"since": "0"}, {}])
 def test_after_an_event_only_its_id_says_where_to_go_on(begin: dict[str, object]) -> None:
-    subscription = Subscription(**begin)  # type: ignore[arg-type]
+    subscription = Subscription[None](**begin)  # type: ignore[arg-type]
     feed(subscription, 5)
     ask = subscription.ask()
     assert ask.parameters == (("format", "cloudevents"),)
@@ -159,7 +155,7 @@ def test_a_token_that_no_header_can_hold_is_refused_and_not_shown(token: str) ->
 
 @given(positions, st.lists(st.sampled_from(["event", "checkpoint", "control", "retry"])))
 def test_dense_positions_pass_whatever_stands_between(first: int, kinds: list[str]) -> None:
-    subscription = Subscription()
+    subscription = Subscription[None]()
     position = first - 1
     for kind in kinds:
         before = subscription.last_id
@@ -182,7 +178,7 @@ def test_dense_positions_pass_whatever_stands_between(first: int, kinds: list[st
 
 @given(positions, st.integers(-5, 5).filter(lambda step: step != 1))
 def test_any_step_but_one_is_a_hole_and_does_not_move_the_place(at: int, step: int) -> None:
-    subscription = Subscription()
+    subscription = Subscription[None]()
     feed(subscription, at)
     with pytest.raises(Hole) as hole:
         feed(subscription, max(at + step, 0))
@@ -192,13 +188,13 @@ def test_any_step_but_one_is_a_hole_and_does_not_move_the_place(at: int, step: i
 
 def test_an_event_that_does_not_follow_the_id_to_start_after_is_a_hole() -> None:
     with pytest.raises(Hole, match="expected position 8, received 9"):
-        feed(Subscription(after=7), 9)
+        feed(Subscription[None](after=7), 9)
 
 
 @pytest.mark.parametrize("is_filtered_by_token", [False, True])
 def test_filtered_positions_may_jump_but_never_go_back(is_filtered_by_token: bool) -> None:
     wanted = () if is_filtered_by_token else filters(types=["item.*"])
-    subscription = Subscription(filters=wanted)
+    subscription = Subscription[None](filters=wanted)
     subscription.opened(is_filtered=is_filtered_by_token)
     assert feed(subscription, 5) is not None
     assert feed(subscription, 90) is not None
@@ -207,7 +203,7 @@ def test_filtered_positions_may_jump_but_never_go_back(is_filtered_by_token: boo
 
 
 def test_a_checkpoint_never_moves_the_place_back() -> None:
-    subscription = Subscription(after=row(9).id)
+    subscription = Subscription[None](after=row(9).id)
     subscription.receive(row(3).id, "message", "")
     assert subscription.last_id == row(9).id
 
@@ -226,19 +222,19 @@ def test_backoff_doubles_up_to_its_cap_and_is_spread(tries: int, base: float, dr
 
 @given(st.integers(0, 3600), st.integers(0, 10), st.floats(0, 1, exclude_max=True))
 def test_retry_after_is_never_undercut(seconds: int, tries: int, draw: float) -> None:
-    subscription = Subscription(draw=lambda: draw)
+    subscription = Subscription[None](draw=lambda: draw)
     for _ in range(tries):
-        subscription.next_try_s()
-    assert subscription.next_try_s(retry_after_s(str(seconds))) >= seconds
+        subscription.patience.next_s()
+    assert subscription.patience.next_s(retry_after_s(str(seconds))) >= seconds
 
 
 def test_waits_grow_until_a_connection_is_accepted() -> None:
-    subscription = Subscription(draw=lambda: 0.999999)
+    subscription = Subscription[None](draw=lambda: 0.999999)
     subscription.receive("", "message", "", retry_ms=2000)
-    grown = [round(subscription.next_try_s()) for _ in range(5)]
+    grown = [round(subscription.patience.next_s()) for _ in range(5)]
     assert grown == [2, 4, 8, 16, 30]
     subscription.opened(is_filtered=False)
-    assert round(subscription.next_try_s()) == 2
+    assert round(subscription.patience.next_s()) == 2
 
 
 @pytest.mark.parametrize("value", [None, "", "-1", "soon", "1.5", "Mon, 23 Nov 2026 17:00:00 GMT"])
@@ -299,7 +295,7 @@ def test_the_body_is_cut_out_byte_for_byte(
         {"type": "x", "content": content, "money": 1}, indent=indent, ensure_ascii=is_ascii
     )
     body = (space + text.replace('"money": 1', '"money": 1.10') + space).encode()
-    event = parse_cloudevent(server.cloudevent_json(row(4, body)).decode())
+    event: received.Event[None] = parse_cloudevent(server.cloudevent_json(row(4, body)).decode())
     assert event.data == body
     assert event.json()["content"] == content
     assert str(event.json()["money"]) == "1.10"
@@ -307,7 +303,9 @@ def test_the_body_is_cut_out_byte_for_byte(
 
 def test_an_event_has_its_place_its_times_and_its_money() -> None:
     body = b'{"content":{"balance":90071992547409931.07},"timestamp":1612782588323,"type":"T"}'
-    event = parse_cloudevent(server.cloudevent_json(row(1042, body, source="shop")).decode())
+    event: received.Event[None] = parse_cloudevent(
+        server.cloudevent_json(row(1042, body, source="shop")).decode()
+    )
     assert (event.id, event.position) == (row(1042).id, 1042)
     assert (event.type, event.source) == ("T", "shop")
     assert event.time == datetime(2021, 2, 8, 11, 9, 48, 323000, tzinfo=UTC)

