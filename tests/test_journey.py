@@ -6,7 +6,9 @@ resumes by itself must do so: no event is missed, none comes twice, no byte is c
 
 import asyncio
 import json
+import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -242,7 +244,7 @@ async def browser(folder: Path) -> AsyncIterator[httpx2.AsyncClient]:
     chromium, driver = need_program("chromium", "google-chrome"), need_program("chromedriver")
     output = folder / "chromedriver-output"
     with output.open("wb") as stdout:
-        process = subprocess.Popen([driver, "--port=0"], stdout=stdout)
+        process = subprocess.Popen([driver, "--port=0"], stdout=stdout, start_new_session=True)
     try:
         await eventually(lambda: "on port" in output.read_text().partition("success")[2])
         port = output.read_text().partition("successfully on port ")[2].split(".")[0].strip()
@@ -256,9 +258,10 @@ async def browser(folder: Path) -> AsyncIterator[httpx2.AsyncClient]:
             try:
                 yield driving
             finally:
-                await driving.delete(driving.base_url.path.rstrip("/"))
+                answer = await driving.delete(str(driving.base_url).rstrip("/"))
+                assert answer.status_code == 200, answer.text
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGKILL)  # the driver, and a browser that did not quit
         process.wait()
 
 
