@@ -41,6 +41,7 @@ class Appender:
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._batch_events = batch_events
+        self._loop = asyncio.get_running_loop()
         self._queue: deque[Waiting] = deque()
         self._queued_bytes = 0
         self._in_flight: list[Waiting] = []
@@ -59,7 +60,7 @@ class Appender:
         ):
             raise Overloaded("too many events wait for their commit; try again in a moment")
         began = perf_counter()
-        done: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[Appended] = self._loop.create_future()
         self._queue.append((event, done))
         self._queued_bytes += len(event.body)
         self._arrived.set()

@@ -8,6 +8,7 @@ path and needs nothing of a request object.
 import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import cache
 from time import perf_counter
 
 from starlette.types import Receive, Scope, Send
@@ -15,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from service.address import caller_address, is_in
 from service.appender import Appender
 from service.config import Settings
+from service.deadline import Deadline
 from service.errors import (
     AddressNotAllowed,
     BadSignature,
@@ -62,6 +64,9 @@ class ReceiveWebhook:
         self._sources = sources
         self._append = appender.append
         self._metrics = metrics
+        self._outcome = cache(metrics.webhooks_received.labels)
+        self._match = cache(metrics.signature_matches.labels)
+        self._loop = asyncio.get_running_loop()
         self._now = now
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,7 +112,7 @@ class ReceiveWebhook:
         chunks: list[bytes] = []
         size = 0
         try:
-            async with asyncio.timeout(self._timeout_s):
+            with Deadline(self._loop, self._timeout_s):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -125,7 +130,7 @@ class ReceiveWebhook:
         matched = matching_secret(body, header, secrets)
         if matched is None:
             raise BadSignature("BridgeApi-Signature does not match the body and the secret")
-        self._metrics.signature_matches.labels(source, _SECRET_NAMES[matched]).inc()
+        self._match(source, _SECRET_NAMES[matched]).inc()
 
     def _observe_delay(self, event: NewEvent) -> None:
         if event.occurred_at is not None:
@@ -133,7 +138,7 @@ class ReceiveWebhook:
             self._metrics.source_delay.observe(max(0.0, delay))
 
     def _count(self, label: str, outcome: str, began: float) -> None:
-        self._metrics.webhooks_received.labels(label, outcome).inc()
+        self._outcome(label, outcome).inc()
         self._metrics.webhook_response.observe(perf_counter() - began)
 
 
