@@ -8,6 +8,7 @@ import pytest
 
 from service.db import SESSION, Connection, connect, create_pool, fetch, prepare, translated
 from service.errors import ConfigError, LogUnavailable
+from tests.freezing import freezable
 from tests.running import Database
 
 
@@ -124,6 +125,20 @@ async def test_a_statement_cut_by_its_time_frees_its_connection(
         assert row["one"] == 1
     busy = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(30)' AND state = $1"
     assert await owner.fetchval(busy, "active") == 0, "cancelled at the server too"
+
+
+async def test_a_half_open_connection_is_cut_and_holds_up_nobody(database: Database) -> None:
+    async with (
+        freezable(database.service_dsn) as (dsn, freeze),
+        create_pool(dsn, max_size=1) as pool,
+    ):
+        await fetch(pool, "SELECT 1")
+        freeze()  # even the word that the statement was cancelled does not come through
+        async with asyncio.timeout(15):
+            with pytest.raises(LogUnavailable):
+                await fetch(pool, "SELECT 1", timeout_s=0.05)
+            [row] = await fetch(pool, "SELECT 2 AS two", timeout_s=5)
+        assert row["two"] == 2
 
 
 async def test_a_dead_connection_is_replaced_when_it_is_next_asked_for(

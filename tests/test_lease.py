@@ -198,6 +198,35 @@ async def test_giving_back_writes_what_was_sent_first_and_renews_no_more(
     assert len(scripted.renewals) == 1
 
 
+async def test_a_lease_is_not_given_back_before_a_renewal_under_way_has_ended(
+    leases: Leases, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The renewal would land after the release, and hold the shard for nobody."""
+    done: list[str] = []
+    go_on = asyncio.Event()
+
+    async def renew(_held: Sequence[Held]) -> dict[tuple[str, int, int], int]:
+        done.append("begun")
+        await go_on.wait()
+        done.append("renewed")
+        return {(NAME, 0, 7): 5}
+
+    async def release(_lease: Lease) -> None:
+        done.append("released")
+
+    monkeypatch.setattr(scripted, "renew", renew)
+    monkeypatch.setattr(scripted, "release", release)
+    one = await leases.take(NAME, 0, 1, 3600, lambda: None)
+    one.note(9, ())
+    await eventually(lambda: done == ["begun"])
+    giving_back = asyncio.create_task(leases.release(one))
+    await asyncio.sleep(0.05)
+    assert done == ["begun"], "the release waits its turn"
+    go_on.set()
+    await giving_back
+    assert done == ["begun", "renewed", "begun", "renewed", "released"]
+
+
 async def test_a_lost_lease_is_not_given_back(leases: Leases, scripted: Scripted) -> None:
     one = await leases.take(NAME, 0, 1, 3600, lambda: None)
     one.lose()

@@ -8,9 +8,6 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -23,6 +20,7 @@ from service.supervise import Supervisor
 from service.tail import LogChanged, Tail
 from service.window import Window
 from tests.bridge import new_event
+from tests.freezing import freezable
 from tests.running import Database, eventually
 from tests.stored import append, fill, open_log, positions, prune, read_all, remove
 
@@ -385,44 +383,3 @@ async def test_after_a_replaced_log_the_window_goes_on_with_the_new_one(
     assert tailed.window.link == (await log.bounds()).head_link != before
     assert tailed.positions() == [1, 2, 3]
     assert tailed.tail.is_damaged, "until a person has looked and restarted the process"
-
-
-@asynccontextmanager
-async def freezable(dsn: str) -> AsyncIterator[tuple[str, Callable[[], None]]]:
-    """A way to the database that can become half-open: what is connected then hears no more."""
-    query = parse_qs(urlsplit(dsn).query)
-    name = f".s.PGSQL.{query['port'][0]}"
-    connections: list[asyncio.Event] = []
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def pump(
-        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, frozen: asyncio.Event
-    ) -> None:
-        try:
-            while data := await reader.read(65536):
-                if not frozen.is_set():
-                    writer.write(data)
-        finally:
-            writer.close()
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_unix_connection(f"{query['host'][0]}/{name}")
-        frozen = asyncio.Event()
-        connections.append(frozen)
-        for pair in ((reader, far_writer), (far_reader, writer)):
-            tasks.add(asyncio.create_task(pump(*pair, frozen)))
-
-    def freeze() -> None:
-        for frozen in connections:
-            frozen.set()
-
-    with TemporaryDirectory(prefix="causeway-") as folder:
-        server = await asyncio.start_unix_server(connected, Path(folder) / name)
-        try:
-            yield dsn.replace(query["host"][0], folder), freeze
-        finally:
-            server.close()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.sleep(0)  # the transports close in the loop's next turn
