@@ -27,8 +27,8 @@ try:
     from service import demo as demonstration
     from service import serve as serving
     from service.client import SubscribeError, subscribe
-    from service.config import split_secrets
     from service.errors import CausewayError
+    from service.settings import split_secrets
     from service.simulate import Plan
 except ModuleNotFoundError as missing:
     package = (missing.name or "service").partition(".")[0]

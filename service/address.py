@@ -7,7 +7,7 @@ the callers named there are trusted proxies too: what stands further left is hea
 import ipaddress
 from collections.abc import Iterable
 
-from service.config import Network
+from service.settings import Network
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 

@@ -11,8 +11,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from service.config import Settings, split_secrets
+from service.config import Settings
 from service.errors import ConfigError
+from service.settings import split_secrets
 
 log = logging.getLogger("causeway.sources")
 

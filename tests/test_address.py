@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.address import Address, caller_address, is_in
-from service.config import Network
+from service.settings import Network
 
 
 def networks(*texts: str) -> tuple[Network, ...]:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service.config import Settings, load, split_secrets, variables
+from service.config import Settings, load, variables
 from service.errors import ConfigError
+from service.settings import split_secrets
 from tests.running import make_settings
 
 HIDDEN = "hidden-7f3a"
@@ -18,6 +19,7 @@ SECRET_VARIABLES = [
     "BRIDGE_WEBHOOK_SECRET",
     "CAUSEWAY_ADMIN_TOKEN",
     "CAUSEWAY_STREAM_TOKEN",
+    "CAUSEWAY_SECRET_KEY",
 ]
 FIELDS = Settings.model_fields
 NUMBERS = [name for name, field in variables().items() if FIELDS[field].annotation in (int, float)]
@@ -169,7 +171,9 @@ def test_every_way_to_write_a_database_url_is_good(dsn: str) -> None:
 
 def test_a_good_secret_beside_a_bad_setting_is_never_shown() -> None:
     secrets = {
-        name: f"postgresql://u:{HIDDEN}@h/db" if name.startswith("DATABASE") else f"{HIDDEN}-token"
+        name: f"postgresql://u:{HIDDEN}@h/db"
+        if name.startswith("DATABASE")
+        else f"{HIDDEN}-token-0123456789-0123456789"
         for name in SECRET_VARIABLES
     }
     assert HIDDEN not in refusal(**secrets, CAUSEWAY_PORT="x")

@@ -22,6 +22,13 @@ def table(heading: str) -> dict[str, list[str]]:
     return {cells[0].strip("`"): cells[1:] for cells in rows}
 
 
+def shown(default: bool | float | str) -> str:
+    """Return a default as one would write it in the environment."""
+    if isinstance(default, bool):
+        return str(default).lower()
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
 def test_every_setting_is_in_the_table_with_its_default_and_meaning() -> None:
     documented = table("Settings")
     fields = {str(field.validation_alias): field for field in Settings.model_fields.values()}
@@ -30,9 +37,7 @@ def test_every_setting_is_in_the_table_with_its_default_and_meaning() -> None:
         default, meaning = documented[name][0].strip("` |"), documented[name][-1]
         assert meaning == field.description
         if isinstance(field.default, int | float | str):
-            assert default == (
-                f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
-            )
+            assert default == shown(field.default)
         else:
             assert default in ("", meaning), name
 
