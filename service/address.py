@@ -26,6 +26,20 @@ def caller_address(
     return address
 
 
+def came_by_tls(
+    scheme: str, peer: str | None, forwarded: Iterable[str], trusted_proxies: tuple[Network, ...]
+) -> bool:
+    """True if the call came over TLS: to us, or, as a trusted proxy says, to the proxy.
+
+    `forwarded` are the values of `X-Forwarded-Proto`; the last one is what the nearest proxy wrote.
+    """
+    address = _parse(peer or "")
+    if address is None or not is_in(address, trusted_proxies):
+        return scheme == "https"
+    said = [value.strip() for values in forwarded for value in values.split(",")]
+    return said[-1].lower() == "https" if said else scheme == "https"
+
+
 def is_in(address: Address, networks: tuple[Network, ...]) -> bool:
     """True if one of `networks` holds `address`."""
     return any(address in network for network in networks)

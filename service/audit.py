@@ -5,6 +5,7 @@ gives, its digest that of its body, and every column what the body says. What wa
 or put in by somebody who got past the triggers is named by its position.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,19 +80,28 @@ def _derived_fault(event: Event) -> str | None:
     return f"{wrong[0]} is not what the body says" if wrong else None
 
 
-async def audit(eventlog: EventLog, on_progress: Progress) -> Proof:
+async def audit(
+    eventlog: EventLog,
+    on_progress: Progress,
+    *,
+    page_events: int = PAGE_EVENTS,
+    pause_s: float = 0.0,
+) -> Proof:
     """Walk the whole log as it stands now; call `on_progress(done, total)` after each page.
 
-    Raises LogDamaged naming the first bad position, LogUnavailable if the database is away.
+    Small pages and a pause after each leave the event loop to others. Raises LogDamaged naming the
+    first bad position, LogUnavailable if the database is away.
     """
     bounds = await eventlog.bounds()
     chain = _Chain(bounds.anchor_position, bounds.anchor_link)
     total = bounds.head_position - bounds.anchor_position
     while chain.position < bounds.head_position:
-        rows = await eventlog.audit_after(chain.position, limit=PAGE_EVENTS, max_bytes=PAGE_BYTES)
+        rows = await eventlog.audit_after(chain.position, limit=page_events, max_bytes=PAGE_BYTES)
         if not rows:
             raise LogDamaged(chain.position + 1, "missing, and everything after it")
         for row in rows:
             chain.follow(row)
         on_progress(min(chain.position - bounds.anchor_position, total), total)
+        if pause_s:
+            await asyncio.sleep(pause_s)
     return Proof(total, bounds)

@@ -54,6 +54,14 @@ class StoredToken:
     last_used_at: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds a valid token, and the token's SHA-256, to which a session can be bound."""
+
+    caller: Caller
+    digest: bytes
+
+
 class Tokens:
     """Authenticates callers, and keeps the tokens in the database."""
 
@@ -104,6 +112,29 @@ class Tokens:
         row = rows[0]
         self._used.add(row["token_id"])
         return Caller(row["name"], row["scope"], row["token_id"], _limits(row))
+
+    async def log_in(self, token: str | None) -> Holder:
+        """Return who may administer with `token`, and everything: a token without limits.
+
+        Raises as `authenticate` does.
+        """
+        caller = await self.authenticate(token, "admin")
+        if not caller.limits.is_everything:
+            raise Forbidden("this needs a token without limits: it could make one without")
+        return Holder(caller, _sha256(token or ""))
+
+    async def holder(self, token_id: int | None) -> Holder | None:
+        """Return who `log_in` let in, if that token is still valid; None for the settings' own."""
+        if token_id is None:
+            found = [Holder(caller, digest) for digest, caller in self._bootstrap]
+            return next((holder for holder in found if holder.caller.scope == "admin"), None)
+        rows = await fetch(self._database, _SQL.holder, token_id)
+        if not rows:
+            return None
+        row = rows[0]
+        self._used.add(token_id)
+        caller = Caller(row["name"], row["scope"], token_id, _limits(row))
+        return Holder(caller, row["token_sha256"])
 
     async def revoked(self, token_ids: Collection[int]) -> set[int]:
         """Return those of `token_ids` that are no longer valid."""
@@ -165,6 +196,10 @@ class Tokens:
     async def revoke(self, name: str) -> bool:
         """Revoke the valid token named `name`; False if there is none."""
         return bool(await fetch(self._database, _SQL.revoke, name))
+
+    async def revoke_id(self, token_id: int) -> bool:
+        """Revoke a token; False if there is none of that id, or it was revoked before."""
+        return bool(await fetch(self._database, _SQL.revoke_id, token_id))
 
 
 def bearer_token(headers: Iterable[tuple[bytes, bytes]]) -> str | None:

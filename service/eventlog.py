@@ -128,9 +128,9 @@ class EventLog:
         go on from `scanned_to`.
         """
         until = min(until, position + SCAN_POSITIONS)
-        conditions = _conditions(filter_)
+        values = conditions(filter_)
         rows = await fetch(
-            self._readers, _SQL.read_matching, position, until, limit, max_bytes, *conditions
+            self._readers, _SQL.read_matching, position, until, limit, max_bytes, *values
         )
         events = [Event(*row[:-1]) for row in rows]
         is_cut = bool(rows) and (rows[0]["matched"] == limit or rows[0]["matched"] > len(rows))
@@ -214,8 +214,8 @@ def _pruned(position: int, bounds: Bounds) -> PositionPruned:
     )
 
 
-def _conditions(filter_: Filter) -> tuple[list[Any] | None, ...]:
-    """Return the filter's parameters of `read_matching`."""
+def conditions(filter_: Filter) -> tuple[list[Any] | None, ...]:
+    """Return a filter as the parameters of `read_matching`: topics to sources."""
     topics = None if filter_.topics is None else sorted(filter_.topics)
     exact, patterns = (None, topics) if filter_.has_patterns else (topics, None)
     return (

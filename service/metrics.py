@@ -54,6 +54,7 @@ CLOSE_REASONS = (
     ),
 )
 VIA = ("stream",)
+LOGINS = ("good", "bad", "slowed")
 
 # A second series for each counter, which nobody reads.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -132,6 +133,7 @@ class Metrics:
         self._declare_log()
         self._declare_stream()
         self._declare_consumers()
+        self._declare_dashboard()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -243,6 +245,16 @@ class Metrics:
             "Events sent to a named consumer that some holder was sent before.",
             registry=self.registry,
         )
+
+    def _declare_dashboard(self) -> None:
+        self.logins = Counter(
+            "causeway_dashboard_logins_total",
+            "Logins to the dashboard: good, bad, or not looked at because bad ones came before.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        for outcome in LOGINS:
+            self.logins.labels(outcome)
 
     def watch_pool(self, connections: Callable[[], int], idle: Callable[[], int]) -> None:
         """Report the reading pool: `connections` it has, and how many of them are `idle`."""

@@ -21,6 +21,7 @@ from service.cursor import (
     FILTER_PARAMS,
     START_PARAMS,
     Live,
+    Params,
     Wish,
     parse_begin,
     parse_query,
@@ -82,7 +83,17 @@ class Stream:
         self._clock = asyncio.get_running_loop().time
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        caller, position, wish, turn = await self._parse(scope)
+        params = parse_query(scope["query_string"], PARAMS)
+        caller = await self._tokens.authenticate(
+            bearer_token(scope["headers"]), "stream", query_token=single(params, "access_token")
+        )
+        await self.serve(caller, params, scope, receive, send)
+
+    async def serve(
+        self, caller: Caller, params: Params, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Stream to a caller who is known already: the dashboard's have a session."""
+        position, wish, turn = await self._parse(scope, caller, params)
         headers = _headers(wish.filter)
         if scope["method"] == "HEAD":
             await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -107,15 +118,10 @@ class Stream:
             if subscriber.hold is not None:
                 await self._turns.release(subscriber.hold)
 
-    async def _parse(self, scope: Scope) -> tuple[Caller, int, Wish, Turn | None]:
-        """Return who asks, after which position, what is wished, and as which consumer.
-
-        A named consumer's position is known with its lease: until then it is -1.
-        """
-        params = parse_query(scope["query_string"], PARAMS)
-        caller = await self._tokens.authenticate(
-            bearer_token(scope["headers"]), "stream", query_token=single(params, "access_token")
-        )
+    async def _parse(
+        self, scope: Scope, caller: Caller, params: Params
+    ) -> tuple[int, Wish, Turn | None]:
+        """Return where to begin (-1 until a consumer's lease says it), what, as which consumer."""
         wish = parse_wish(params, caller.limits)
         last_event_id = Headers(scope=scope).get("last-event-id")
         is_head = scope["method"] == "HEAD"  # changes nothing: it acknowledges nothing either
@@ -128,7 +134,7 @@ class Stream:
             position = await resolve(begin, self._eventlog, self._window)
         if self._window.position < 0:
             raise LogUnavailable("this process does not follow the log yet, or not any more")
-        return caller, position, wish, turn
+        return position, wish, turn
 
     async def _follow(
         self, subscriber: Subscriber, view: View, writer: Writer, turn: Turn | None
@@ -239,11 +245,8 @@ class Stream:
             if chunk is not None:
                 await self._deliver(subscriber, chunk, writer)
                 return
-        except PositionPruned:
-            subscriber.close("pruned")
-            return
-        except (LogDiverged, PositionAhead):
-            subscriber.close("diverged")
+        except (PositionPruned, LogDiverged, PositionAhead) as error:
+            subscriber.close("pruned" if isinstance(error, PositionPruned) else "diverged")
             return
         except LogDamaged as error:
             log.error("hole in the log", extra={"position": error.position})

@@ -15,6 +15,14 @@ WHERE token_sha256 = $1
     AND revoked_at IS NULL
     AND (expires_at IS NULL OR expires_at > now());
 
+-- name: holder
+-- $1: a token's id. The token with its hash, if it is valid now. Index: token_pkey.
+SELECT token_id, name, scope, topics, sources, user_uuids::text[] AS user_uuids, token_sha256
+FROM causeway.token
+WHERE token_id = $1
+    AND revoked_at IS NULL
+    AND (expires_at IS NULL OR expires_at > now());
+
 -- name: still_valid
 -- $1: token ids. Those of them that are valid now. Index: token_pkey.
 SELECT token_id
@@ -43,5 +51,13 @@ ORDER BY token_id DESC;
 UPDATE causeway.token
 SET revoked_at = now()
 WHERE name = $1
+    AND revoked_at IS NULL
+RETURNING token_id;
+
+-- name: revoke_id
+-- $1: a token's id. A row if it was not revoked before. Index: token_pkey.
+UPDATE causeway.token
+SET revoked_at = now()
+WHERE token_id = $1
     AND revoked_at IS NULL
 RETURNING token_id;
