@@ -4,33 +4,38 @@ Nothing is decided here but what is connected to what.
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from service.acks import Acks
+from service.admin import Admin
 from service.appender import Appender
+from service.audits import Audits
 from service.auth import Tokens
 from service.config import Settings
 from service.consumer import Consumers
 from service.consumer_api import ConsumerApi
+from service.dashboard.site import Parts, dashboard_routes
 from service.db import Pool, create_pool, prepare
 from service.documents import Documents
 from service.errors import Problem
 from service.eventlog import EventLog
 from service.forget import forget_digests
+from service.history import History
 from service.hub import Hub
 from service.lag import watch_lag
 from service.lease import Leases
 from service.metrics import Metrics
 from service.migrate import check_schema
-from service.ops import Ops
+from service.ops import Check, Ops
+from service.overview import Overview
 from service.pages import Pages
 from service.problems import (
     Front,
@@ -40,6 +45,7 @@ from service.problems import (
 )
 from service.receive import ReceiveWebhook
 from service.sources import Sources
+from service.stats import Stats
 from service.stream import Stream
 from service.supervise import Supervisor
 from service.tail import Tail
@@ -107,8 +113,16 @@ async def open_service(
         stream = Stream(settings, eventlog, window, hub, tokens, turns, metrics)
         pages = Pages(eventlog, window, tokens)
         consumer_api = ConsumerApi(consumers, acks, eventlog, window, tokens)
-        ops = _ops(settings, metrics, supervisor, tail, hub)
-        app = _starlette(receive, stream, pages, consumer_api, ops)
+        history = History(database.readers)
+        stats = Stats(metrics, history)
+        ready = _ready(settings, supervisor, tail, hub)
+        overview = Overview(stats, history, sources, consumers, tokens, tail, ready)
+        audits = Audits(eventlog)
+        seen = (eventlog, history, window, stream, overview, audits, metrics)
+        dashboard = dashboard_routes(Parts(settings, tokens, sources, consumers, *seen))
+        admin = Admin(tokens, eventlog, overview)
+        ops = Ops(metrics, live={"loops": ready["loops"]}, ready=ready)
+        app = _starlette(receive, stream, pages, consumer_api, admin, ops, dashboard)
         front = Front(app, {("POST", "/webhooks/bridge"): receive, ("GET", "/stream"): stream})
         supervisor.start("appender", appender.run, max_failures=LOST_LOOPS)
         supervisor.start("tail", tail.run)
@@ -121,6 +135,8 @@ async def open_service(
         supervisor.start("acks", acks.run, max_failures=LOST_LOOPS)
         supervisor.start("lag", partial(watch_lag, consumers, metrics))
         supervisor.start("forget", partial(forget_digests, eventlog, settings.duplicate_window_s))
+        supervisor.start("stats", stats.run)
+        supervisor.start("audits", audits.run)
         yield Service(front, app, appender, hub, tail, window, eventlog, metrics, supervisor)
 
 
@@ -164,7 +180,13 @@ def _tail(
 
 
 def _starlette(
-    receive: ReceiveWebhook, stream: Stream, pages: Pages, consumers: ConsumerApi, ops: Ops
+    receive: ReceiveWebhook,
+    stream: Stream,
+    pages: Pages,
+    consumers: ConsumerApi,
+    admin: Admin,
+    ops: Ops,
+    dashboard: Sequence[BaseRoute],
 ) -> Starlette:
     documents = Documents()
     app = Starlette(
@@ -177,11 +199,17 @@ def _starlette(
             Route("/consumers", consumers.list_consumers),
             Route("/consumers/{name}", consumers.consumer, methods=["GET", "PUT", "DELETE"]),
             Route("/consumers/{name}/ack", consumers.ack, methods=["POST"]),
+            Route("/api/tokens", admin.tokens, methods=["GET", "POST"]),
+            Route("/api/tokens/{token_id}", admin.token, methods=["DELETE"]),
+            Route("/api/sources", admin.sources),
+            Route("/api/stats", admin.stats),
+            Route("/api/log/checkpoint", admin.checkpoint),
             Route("/metrics", ops.metrics),
             Route("/livez", ops.livez),
             Route("/readyz", ops.readyz),
             Route("/openapi.json", documents.openapi),
             Route("/asyncapi.json", documents.asyncapi),
+            *dashboard,
         ],
         exception_handlers={
             Problem: answer_problem,
@@ -193,13 +221,8 @@ def _starlette(
     return app
 
 
-def _ops(
-    settings: Settings,
-    metrics: Metrics,
-    supervisor: Supervisor,
-    tail: Tail,
-    hub: Hub,
-) -> Ops:
+def _ready(settings: Settings, supervisor: Supervisor, tail: Tail, hub: Hub) -> dict[str, Check]:
+    """Return what must hold for this process to be ready: each check says what is wrong."""
     stale_s = STALE_READ_S + 2 * settings.poll_s
 
     def read_lately() -> str | None:
@@ -212,13 +235,9 @@ def _ops(
         lag = tail.lag()
         return None if lag <= settings.window_events else f"the tail is {lag} events behind"
 
-    return Ops(
-        metrics,
-        live={"loops": lambda: None if supervisor.is_alive() else "a loop has ended"},
-        ready={
-            "loops": lambda: None if supervisor.is_alive() else "a loop has ended",
-            "database": read_lately,
-            "tail": tail_is_close,
-            "draining": lambda: "this process is stopping" if hub.is_draining else None,
-        },
-    )
+    return {
+        "loops": lambda: None if supervisor.is_alive() else "a loop has ended",
+        "database": read_lately,
+        "tail": tail_is_close,
+        "draining": lambda: "this process is stopping" if hub.is_draining else None,
+    }

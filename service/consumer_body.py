@@ -43,7 +43,7 @@ def parse_wish(name: str, body: bytes) -> ConsumerWish:
     is_reset = fields.get("reset", False)
     if not isinstance(is_reset, bool):
         raise BadRequest("reset: true or false was expected")
-    begin = _parse_begin(fields.get("start", "now"))
+    begin = parse_begin(fields.get("start", "now"))
     return ConsumerWish(begin, _parse_filter(fields.get("filter", {})), ack_mode, lease_s, is_reset)
 
 
@@ -69,7 +69,7 @@ def _parse_position(value: Any) -> Place:
     raise BadRequest("position: an event's position, or its id, was expected")
 
 
-def _parse_begin(start: Any) -> Begin:
+def parse_begin(start: Any) -> Begin:
     """Return where a consumer begins: now, start, a position or an id, a time."""
     if start == "now":
         return Live()

@@ -8,6 +8,7 @@ of a database that is away leave as LogUnavailable.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from time import monotonic
 
 from service.db import Querier, fetch, statements
@@ -76,8 +77,7 @@ class History:
         """
         rows = await fetch(self._readers, _SQL.positions_at, list(moments))
         positions = [row["position"] for row in rows]
-        pairs = zip(positions, positions[1:], strict=False)
-        return [newer - older for older, newer in pairs]
+        return [newer - older for older, newer in pairwise(positions)]
 
     async def last_of_source(self, source: str) -> LastEvent | None:
         """Return the newest event of a source; None if there is none.

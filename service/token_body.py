@@ -29,7 +29,7 @@ def parse_token(body: bytes) -> TokenWish:
     """Return the wish of a POST. Raises BadRequest naming what is wrong."""
     fields = parse_object(body, "the body", _KNOWN)
     name, scope = fields.get("name"), fields.get("scope", "stream")
-    if not is_text(name):
+    if not isinstance(name, str) or not is_text(name):
         raise BadRequest("name: 1 to 128 printable characters were expected")
     if scope not in ("stream", "admin"):
         raise BadRequest("scope: `stream` or `admin` was expected")

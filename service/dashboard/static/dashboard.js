@@ -1,0 +1,70 @@
+// What all pages share: the CSRF token of htmx's requests, dialogs, copying, errors in their place.
+"use strict";
+(() => {
+  const csrf = document.body.dataset.csrf;
+
+  document.addEventListener("htmx:configRequest", (event) => {
+    if (csrf) event.detail.headers["X-CSRF-Token"] = csrf;
+  });
+
+  // A table that is asked for again and again must not take an open dialog, or a focus, away.
+  document.addEventListener("htmx:beforeRequest", (event) => {
+    const asking = event.detail.elt;
+    if (!asking.hasAttribute("data-polls") || event.detail.requestConfig.verb !== "get") return;
+    const isBusy = document.querySelector("dialog[open]") || asking.contains(document.activeElement);
+    if (isBusy || document.hidden) event.preventDefault();
+  });
+
+  // What the service answers to a form in a dialog is shown there, else at the top of the page.
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    const { xhr, elt } = event.detail;
+    const dialog = elt.closest("dialog");
+    if (xhr.status >= 400 && dialog) event.detail.target = dialog.querySelector(".answer");
+  });
+  document.addEventListener("htmx:afterRequest", (event) => {
+    const { elt, successful } = event.detail;
+    if (!successful) return;
+    document.getElementById("notice").replaceChildren();
+    const dialog = elt.closest("dialog");
+    if (dialog?.open) dialog.close();
+    if (dialog) elt.reset?.();
+  });
+  document.addEventListener("htmx:sendError", () => {
+    const text = document.createElement("p");
+    text.textContent = "The service does not answer. It is tried again.";
+    const problem = document.createElement("div");
+    problem.className = "problem";
+    problem.append(text);
+    document.getElementById("notice").replaceChildren(problem);
+  });
+
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (!button) return;
+    if (button.dataset.dialog) {
+      const dialog = document.getElementById(button.dataset.dialog);
+      dialog.querySelector(".answer")?.replaceChildren();
+      dialog.showModal();
+    } else if (button.hasAttribute("data-close")) {
+      button.closest("dialog").close();
+    } else if (button.classList.contains("copy")) {
+      copy(button);
+    }
+  });
+
+  async function copy(button) {
+    const field = document.getElementById(button.dataset.copyFrom);
+    const before = button.textContent;
+    let isDone = true;
+    try {
+      await navigator.clipboard.writeText(field ? field.value : button.dataset.copy);
+    } catch {
+      field?.select(); // no clipboard without TLS, or it was refused: the old way
+      isDone = Boolean(field) && document.execCommand("copy");
+    }
+    button.textContent = isDone ? "Copied" : "Press Ctrl+C";
+    setTimeout(() => {
+      button.textContent = before;
+    }, 2000);
+  }
+})();

@@ -1,0 +1,119 @@
+"""A headless Chromium, driven by selenium, for tests of the dashboard and its screenshots."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.wait import WebDriverWait
+
+from tests.conftest import need_program
+
+T = TypeVar("T")
+
+WITHIN_S = 15.0
+OPTIONS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+    *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
+    *("--disable-sync", "--disable-default-apps", "--hide-scrollbars"),
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)
+
+
+class Browser:
+    """What the tests do with a browser: everything waits until it can be done."""
+
+    def __init__(self, driver: Chrome, url: str) -> None:
+        self.driver = driver
+        self.url = url
+
+    def open(self, path: str) -> None:
+        """Open a page of the dashboard."""
+        self.driver.get(self.url + path)
+
+    def log_in(self, token: str, path: str = "/dashboard") -> None:
+        """Open a page, and pass the login."""
+        self.open(path)
+        self.find("#token").send_keys(token)
+        self.click(".login button")
+        self.wait(lambda: urlsplit(self.driver.current_url).path == urlsplit(path).path)
+
+    def find(self, css: str) -> WebElement:
+        """Return the first element that matches, once it is shown."""
+        return self.wait(lambda: next((e for e in self.all(css) if e.is_displayed()), None), css)
+
+    def all(self, css: str) -> list[WebElement]:
+        """Return all elements that match now."""
+        return self.driver.find_elements(By.CSS_SELECTOR, css)
+
+    def click(self, css: str) -> None:
+        """Click on the first element that matches."""
+        self.find(css).click()
+
+    def click_text(self, css: str, text: str) -> None:
+        """Click on the first element whose text begins so."""
+        found = self.wait(
+            lambda: next((e for e in self.all(css) if e.text.startswith(text)), None), text
+        )
+        found.click()
+
+    def type(self, css: str, text: str) -> None:
+        """Put a text into a field, in place of what is there."""
+        field = self.find(css)
+        field.clear()
+        field.send_keys(text)
+
+    def text(self, css: str = "body") -> str:
+        """Return what an element shows; of the whole page if none is named."""
+        text: str = self.run("return document.querySelector(arguments[0])?.innerText ?? ''", css)
+        return text
+
+    def sees(self, text: str, css: str = "body") -> None:
+        """Wait until an element shows a text."""
+        self.wait(lambda: text in self.text(css), f"{text!r} in {css}")
+
+    def run(self, script: str, *arguments: object) -> Any:
+        """Run JavaScript in the page, past its policy, as a debugger does."""
+        return self.driver.execute_script(script, *arguments)
+
+    def wait(self, condition: Callable[[], T | None], what: str = "") -> T:
+        """Return what `condition` gives once it is true. It may meet a page that is changing."""
+        waiting = WebDriverWait(self.driver, WITHIN_S, 0.05, ignored_exceptions=())
+        return waiting.until(lambda _: condition(), f"{what}\n{self.text()[:3000]}")
+
+    def complaints(self) -> list[str]:
+        """Return what the console said since it was last asked: errors, refusals of the policy."""
+        return [str(entry["message"]) for entry in self.driver.get_log("browser")]
+
+    def requests(self) -> list[str]:
+        """Return the addresses that were asked for since this was last called."""
+        entries = self.driver.get_log("performance")
+        messages = [json.loads(entry["message"])["message"] for entry in entries]
+        return [
+            message["params"]["request"]["url"]
+            for message in messages
+            if message["method"] == "Network.requestWillBeSent"
+        ]
+
+
+@contextmanager
+def chromium(url: str, folder: Path, *, size: tuple[int, int] = (1280, 900)) -> Iterator[Browser]:
+    """Run a browser until the end of the block."""
+    binary, driver = need_program("chromium", "google-chrome"), need_program("chromedriver")
+    options = ChromeOptions()
+    options.binary_location = binary
+    for option in (*OPTIONS, f"--user-data-dir={folder / 'profile'}"):
+        options.add_argument(option)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = Chrome(options, Service(driver))
+    try:
+        chrome.set_window_size(*size)
+        yield Browser(chrome, url)
+    finally:
+        chrome.quit()
