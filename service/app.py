@@ -114,7 +114,7 @@ async def open_service(
         pages = Pages(eventlog, window, tokens)
         consumer_api = ConsumerApi(consumers, acks, eventlog, window, tokens)
         history = History(database.readers)
-        stats = Stats(metrics, history)
+        stats = Stats(metrics, history, tail.head)
         ready = _ready(settings, supervisor, tail, hub)
         overview = Overview(stats, history, sources, consumers, tokens, tail, ready)
         audits = Audits(eventlog)

@@ -19,7 +19,7 @@ class Sample:
     """What the metrics said at one moment (Unix, seconds)."""
 
     time_s: float
-    head: float
+    head: float | None
     subscribers: float
     queue: float
     received: Labelled  # calls by (source, outcome)
@@ -54,12 +54,14 @@ FIGURES: Mapping[str, str] = {
 }
 
 
-def read(metrics: Metrics, time_s: float, database_bytes: float | None) -> Sample:
-    """Read the metrics."""
+def read(
+    metrics: Metrics, time_s: float, head: float | None, database_bytes: float | None
+) -> Sample:
+    """Read the metrics; beside them the log's newest position and the size of the database."""
     batches = _values(metrics.append_batch)
     return Sample(
         time_s=time_s,
-        head=_value(metrics.log_head),
+        head=head,
         subscribers=_value(metrics.stream_subscribers),
         queue=_value(metrics.append_queue),
         received=_labelled(metrics.webhooks_received, "source", "outcome"),
@@ -82,7 +84,7 @@ def figures(older: Sample, newer: Sample) -> dict[str, float | None]:
     delay = between(older.delay, newer.delay)
     commits, events = (b - a for a, b in zip(older.batches, newer.batches, strict=True))
     return {
-        "events_per_s": max(0.0, newer.head - older.head) / seconds if older.head else 0.0,
+        "events_per_s": _rate(older.head, newer.head, seconds),
         "streamed_per_s": (newer.streamed - older.streamed) / seconds,
         "duplicates_per_s": rise(older, newer, "duplicate") / seconds,
         "signature_failures_per_s": rise(older, newer, "bad_signature") / seconds,
@@ -107,6 +109,11 @@ def rise(older: Sample, newer: Sample, outcome: str, source: str | None = None) 
         for key, count in newer.received.items()
         if key[1] == outcome and source in (None, key[0])
     )
+
+
+def _rate(older: float | None, newer: float | None, seconds: float) -> float | None:
+    """Return the rise a second; None while the log was not read, 0 where it was replaced."""
+    return None if older is None or newer is None else max(0.0, newer - older) / seconds
 
 
 def _value(metric: Collector) -> float:

@@ -38,9 +38,14 @@ class Stats:
     """What the charts show. `run` is a loop for the supervisor."""
 
     def __init__(
-        self, metrics: Metrics, history: History, now: Callable[[], float] = time.time
+        self,
+        metrics: Metrics,
+        history: History,
+        head: Callable[[], int | None],
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._metrics = metrics
+        self._head = head
         self._history = history
         self._now = now
         self._samples: deque[Sample] = deque(maxlen=KEPT + SMOOTH)
@@ -58,7 +63,7 @@ class Stats:
     async def sample(self) -> None:
         """Take a sample now."""
         await self._measure_database()
-        newer = read(self._metrics, self._now(), self._database_bytes)
+        newer = read(self._metrics, self._now(), self._head(), self._database_bytes)
         self._samples.append(newer)
         if len(self._samples) > 1:
             older = self._samples[max(0, len(self._samples) - 1 - SMOOTH)]

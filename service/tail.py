@@ -68,6 +68,10 @@ class Tail:
         """Return how many events of the log are not yet in the window, as far as is known."""
         return max(0, self._known_head - max(0, self._window.position))
 
+    def head(self) -> int | None:
+        """Return the newest position that is known of, in the window or not; None before that."""
+        return max(self._known_head, self._window.position) if self.has_begun else None
+
     def behind_s(self) -> float:
         """Return for how long nothing could be read: infinite before the first read."""
         return self._clock() - self._read_at
@@ -124,6 +128,7 @@ class Tail:
     async def _begin(self) -> None:
         """Fill the window with the newest events, so that who resumes finds them in memory."""
         bounds = await self._eventlog.bounds()
+        self._known_head = bounds.head_position
         start = max(bounds.anchor_position, bounds.head_position - self._preload_events)
         link = await self._eventlog.check(start, None)
         self._window.start(start, link)

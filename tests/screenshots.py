@@ -10,23 +10,33 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx2
+import orjson
 from PIL import Image
 
+from service.client import subscribe
 from service.embedded import EmbeddedPostgres
+from service.signature import HEADER, sign
 from service.simulate import Plan, Simulation
-from tests.bridge import body
 from tests.chromium import Browser, chromium
-from tests.running import ADMIN_TOKEN, ROOT, SECRET, Process, environment, service_process
+from tests.running import (
+    ADMIN_TOKEN,
+    ROOT,
+    SECRET,
+    STREAM_TOKEN,
+    Process,
+    environment,
+    service_process,
+)
 
 OUTPUT = ROOT / "docs" / "screenshots"
 DESKTOP, PHONE = (1280, 860), (390, 844)
 COLOURS = 192
-LIVE_S = 150.0  # so long that the charts have something to show
+LIVE_S = 240.0  # so long that the charts have something to show
 ITEM, USER = 4568477, "9a95b38f-f98b-417a-988b-9d0d584893e7"
 
 
@@ -37,15 +47,14 @@ def main() -> None:
     folder.chmod(0o755)
     try:
         with _service(folder) as process:
-            asyncio.run(_live(process))
-            _pictures(process, folder)
+            asyncio.run(_live(process, folder))
     finally:
         shutil.rmtree(folder)
 
 
 @contextmanager
 def _service(folder: Path) -> Iterator[Process]:
-    env = environment(CAUSEWAY_DATA_DIR=str(folder / "data"), HOSTNAME="causeway")
+    env = environment(CAUSEWAY_DATA_DIR=str(folder / "data"))
     with service_process(env, folder / "log") as process:
         yield process
         process.terminate()
@@ -53,8 +62,8 @@ def _service(folder: Path) -> Iterator[Process]:
         pass
 
 
-async def _live(process: Process) -> None:
-    """Let some minutes of a Bridge pass: events, duplicates, forgeries, a consumer and a stream."""
+async def _live(process: Process, folder: Path) -> None:
+    """Let some minutes of a Bridge pass, with a consumer that reads and one that nobody is."""
     admin = {"authorization": f"Bearer {ADMIN_TOKEN}"}
     stop = asyncio.Event()
     async with httpx2.AsyncClient(base_url=process.url, headers=admin) as client:
@@ -69,54 +78,60 @@ async def _live(process: Process) -> None:
         ):
             await client.post("/api/tokens", json=token)
         plan = Plan(process.url, (SECRET,), rate=14, duplicates=0.06, forged=0.004)
-        bridge = asyncio.create_task(Simulation(plan).run(stop))
-        readers = [asyncio.create_task(_read(process, name)) for name in ("billing", "")]
+        tasks = [
+            asyncio.create_task(Simulation(plan).run(stop)),
+            asyncio.create_task(_work(process)),
+            asyncio.create_task(_watch(process)),
+        ]
         await asyncio.sleep(LIVE_S)
-        stop.set()
-        await bridge
         await _story(client)
-        for reader in readers:
-            reader.cancel()
-        await asyncio.gather(*readers, return_exceptions=True)
+        await asyncio.to_thread(_pictures, process, folder)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _read(process: Process, consumer: str) -> None:
-    params = {"consumer": consumer} if consumer else {}
-    async with (
-        httpx2.AsyncClient(base_url=process.url, headers=process.headers, timeout=None) as client,
-        client.stream("GET", "/stream", params=params) as stream,
-    ):
-        async for _ in stream.aiter_bytes():
+async def _work(process: Process) -> None:
+    """Be the consumer billing, and acknowledge what comes."""
+    async with aclosing(subscribe(process.url, STREAM_TOKEN, consumer="billing")) as events:
+        async for event in events:
+            await event.ack()
+
+
+async def _watch(process: Process) -> None:
+    """Be a plain subscriber."""
+    async with aclosing(subscribe(process.url, STREAM_TOKEN)) as events:
+        async for _ in events:
             pass
 
 
 async def _story(client: httpx2.AsyncClient) -> None:
     """One bank connection's life, for the page of an item."""
-    from service.signature import HEADER, sign
-
     who = {"item_id": ITEM, "user_uuid": USER}
+    account = {"account_id": 22908770, **who, "currency_code": "EUR", "balance": 1678.1}
     refreshed = {"status_code": 0, "status_code_info": "ok", "full_refresh": True}
     locked = {"status_code": 1010, "status_code_info": "otp_required", "full_refresh": False}
-    for type_, fields in (
-        ("item.created", {}),
-        ("item.refreshed", refreshed),
-        ("item.account.created", {"account_id": 22908770, "balance": 1678.1}),
-        ("item.account.updated", {"account_id": 22908770, "nb_new_transactions": 12}),
-        ("item.refreshed", locked),
+    for type_, content in (
+        ("item.created", who),
+        ("item.refreshed", who | refreshed),
+        ("item.account.created", account),
+        ("item.account.updated", account | {"nb_new_transactions": 12}),
+        ("item.refreshed", who | locked),
     ):
-        content = body(type_, **who, **fields)
-        await client.post("/webhooks/bridge", content=content, headers={HEADER: sign(content, (SECRET,))})
+        event = {"content": content, "timestamp": int(time.time() * 1000), "type": type_}
+        sent = orjson.dumps(event)
+        await client.post("/webhooks/bridge", content=sent, headers={HEADER: sign(sent, (SECRET,))})
 
 
 def _pictures(process: Process, folder: Path) -> None:
     with chromium(process.url, folder, size=DESKTOP) as browser:
         _emulate(browser, DESKTOP, "light")
         browser.log_in(ADMIN_TOKEN)
-        head = _head(process)
+        event = _last_of_the_item(process)
         for name, path in (
             ("overview", "/dashboard"),
             ("events", "/dashboard/events"),
-            ("event", f"/dashboard/events/{head}"),
+            ("event", f"/dashboard/events/{event}"),
             ("item", f"/dashboard/items?q={ITEM}"),
             ("sources", "/dashboard/sources"),
             ("consumers", "/dashboard/consumers"),
@@ -133,11 +148,11 @@ def _pictures(process: Process, folder: Path) -> None:
                 _take(browser, OUTPUT / f"{name}{suffix}.png")
 
 
-def _head(process: Process) -> int:
-    admin = {"authorization": f"Bearer {ADMIN_TOKEN}"}
-    answer = httpx2.get(f"{process.url}/api/log/checkpoint", headers=admin)
-    head: int = answer.json()["position"]
-    return head
+def _last_of_the_item(process: Process) -> str:
+    query = {"item_id": str(ITEM)}
+    answer = httpx2.get(f"{process.url}/events", params=query, headers=process.headers)
+    event: str = answer.json()["events"][-1]["position"]
+    return event
 
 
 def _emulate(browser: Browser, size: tuple[int, int], colours: str) -> None:

@@ -29,7 +29,7 @@ class Chart:
 CHARTS = (
     Chart("Events", "rate", ("events_per_s",), ("received",), "appended by all replicas"),
     Chart(
-        "Received to delivered",
+        "Delivery",
         "seconds",
         ("delivery_p50_s", "delivery_p95_s", "delivery_p99_s"),
         ("p50", "p95", "p99"),
@@ -47,7 +47,7 @@ CHARTS = (
         "rate",
         ("signature_failures_per_s",),
         ("refused",),
-        "calls that were not Bridge's, or a secret that changed",
+        "not Bridge's, or a changed secret",
     ),
     Chart("Duplicates", "rate", ("duplicates_per_s",), ("known",), "calls that Bridge sent again"),
     Chart(

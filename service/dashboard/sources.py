@@ -33,7 +33,7 @@ class SourcesPage:
 
     async def page(self, request: Request) -> Response:
         """Show every source, and the failures by reason."""
-        received = read(self._metrics, 0.0, None).received
+        received = read(self._metrics, 0.0, None, None).received
         names = set(self._sources.names())
         stray = {key[1]: int(n) for key, n in received.items() if key[0] not in names and n}
         return render(

@@ -18,11 +18,12 @@
 
   const SPELL = {
     seconds: (v) =>
-      v < 0.001 ? `${(v * 1e6).toFixed(0)} µs` : v < 0.01 ? `${(v * 1e3).toFixed(1)} ms` : v < 1 ? `${(v * 1e3).toFixed(0)} ms`
+      v === 0 ? "0" : v < 0.001 ? `${(v * 1e6).toFixed(0)} µs` : v < 0.01 ? `${(v * 1e3).toFixed(1)} ms` : v < 1 ? `${(v * 1e3).toFixed(0)} ms`
         : v < 100 ? `${v.toFixed(1)} s` : v < 7200 ? `${(v / 60).toFixed(0)} min` : v < 172800 ? `${(v / 3600).toFixed(0)} h` : `${(v / 86400).toFixed(0)} d`,
-    rate: (v) => `${short(v)}/s`,
+    rate: (v) => (v === 0 ? "0" : `${short(v)}/s`),
     number: (v) => short(v),
     bytes: (v) => {
+      if (v === 0) return "0";
       for (const unit of ["bytes", "kB", "MB", "GB", "TB"]) {
         if (v < 1000 || unit === "TB") return `${v < 10 && unit !== "bytes" ? v.toFixed(1) : v.toFixed(0)} ${unit}`;
         v /= 1000;
@@ -51,7 +52,7 @@
       tzDate: (s) => uPlot.tzDate(new Date(s * 1e3), "Etc/UTC"),
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 }, sync: { key: sync.key } },
       scales: {
-        x: isHour ? { range: () => { const end = times.at(-1) ?? Date.now() / 1000; return [end - HOUR_S, end]; } } : {},
+        x: isHour ? { range: () => { const end = times.at(-1) ?? Date.now() / 1000; return [Math.max(end - HOUR_S, Math.min(times[0] ?? end, end - 300)), end]; } } : {},
         y: { range: (_, low, high) => [0, high > 0 ? high * 1.15 : 1] },
       },
       axes: [
