@@ -4,7 +4,7 @@ Nothing is decided here but what is connected to what.
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -47,7 +47,7 @@ from service.receive import ReceiveWebhook
 from service.sources import Sources
 from service.stats import Stats
 from service.stream import Stream
-from service.supervise import Supervisor
+from service.supervise import Loop, Supervisor
 from service.tail import Tail
 from service.turn import Turns
 from service.window import Window
@@ -118,26 +118,27 @@ async def open_service(
         ready = _ready(settings, supervisor, tail, hub)
         overview = Overview(stats, history, sources, consumers, tokens, tail, ready)
         audits = Audits(eventlog)
+        admin = Admin(tokens, eventlog, overview)
         seen = (eventlog, history, window, stream, overview, audits, metrics)
         dashboard = dashboard_routes(Parts(settings, tokens, sources, consumers, *seen))
-        admin = Admin(tokens, eventlog, overview)
         ops = Ops(metrics, live={"loops": ready["loops"]}, ready=ready)
         app = _starlette(receive, stream, pages, consumer_api, admin, ops, dashboard)
         front = Front(app, {("POST", "/webhooks/bridge"): receive, ("GET", "/stream"): stream})
-        supervisor.start("appender", appender.run, max_failures=LOST_LOOPS)
-        supervisor.start("tail", tail.run)
-        supervisor.start("listen", tail.listen)
-        supervisor.start("pulse", hub.pulse, max_failures=LOST_LOOPS)
-        supervisor.start("tokens", hub.check_tokens)
-        supervisor.start("touch", tokens.touch)
-        supervisor.start("sources", sources.watch)
-        supervisor.start("leases", leases.renew, max_failures=LOST_LOOPS)
-        supervisor.start("acks", acks.run, max_failures=LOST_LOOPS)
+        vital = {"appender": appender.run, "pulse": hub.pulse}
+        _start(supervisor, vital | {"leases": leases.renew, "acks": acks.run}, LOST_LOOPS)
+        _start(supervisor, {"tail": tail.run, "listen": tail.listen, "sources": sources.watch})
+        _start(supervisor, {"tokens": hub.check_tokens, "touch": tokens.touch})
+        _start(supervisor, {"stats": stats.run, "audits": audits.run})
         supervisor.start("lag", partial(watch_lag, consumers, metrics))
         supervisor.start("forget", partial(forget_digests, eventlog, settings.duplicate_window_s))
-        supervisor.start("stats", stats.run)
-        supervisor.start("audits", audits.run)
         yield Service(front, app, appender, hub, tail, window, eventlog, metrics, supervisor)
+
+
+def _start(
+    supervisor: Supervisor, loops: Mapping[str, Loop], max_failures: int | None = None
+) -> None:
+    for name, loop in loops.items():
+        supervisor.start(name, loop, max_failures=max_failures)
 
 
 async def _open_database(stack: AsyncExitStack, settings: Settings, dsn: str) -> _Database:

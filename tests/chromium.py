@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import pytest
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -85,21 +87,31 @@ class Browser:
     def wait(self, condition: Callable[[], T | None], what: str = "") -> T:
         """Return what `condition` gives once it is true. It may meet a page that is changing."""
         waiting = WebDriverWait(self.driver, WITHIN_S, 0.05, ignored_exceptions=())
-        return waiting.until(lambda _: condition(), f"{what}\n{self.text()[:3000]}")
+        try:
+            found = waiting.until(lambda _: condition())
+        except TimeoutException:
+            pytest.fail(f"not within {WITHIN_S} s: {what}\n{self.text()[:3000]}")
+        assert found is not None
+        return found
 
     def complaints(self) -> list[str]:
         """Return what the console said since it was last asked: errors, refusals of the policy."""
-        return [str(entry["message"]) for entry in self.driver.get_log("browser")]
+        return [str(entry["message"]) for entry in _log(self.driver, "browser")]
 
     def requests(self) -> list[str]:
         """Return the addresses that were asked for since this was last called."""
-        entries = self.driver.get_log("performance")
+        entries = _log(self.driver, "performance")
         messages = [json.loads(entry["message"])["message"] for entry in entries]
         return [
             message["params"]["request"]["url"]
             for message in messages
             if message["method"] == "Network.requestWillBeSent"
         ]
+
+
+def _log(driver: Chrome, kind: str) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = driver.get_log(kind)  # type: ignore[no-untyped-call]
+    return entries
 
 
 @contextmanager

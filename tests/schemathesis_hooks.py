@@ -11,7 +11,7 @@ from service.cursor import FILTER_PARAMS, START_PARAMS
 from service.signature import HEADER, sign
 from service.turn import PARAMS as TURN_PARAMS
 from tests.described import codes, openapi
-from tests.running import SECRET, STREAM_TOKEN
+from tests.running import ADMIN_TOKEN, SECRET, STREAM_TOKEN
 
 # Rules that no schema of a single parameter can say; and 30.0, which JSON Schema calls an integer.
 BEYOND_SCHEMAS = (
@@ -26,6 +26,10 @@ BEYOND_SCHEMAS = (
     "an event's position",
     "a position, an id or",
     "an ISO 8601 time",  # it has leap seconds
+    "a time to come",
+    "is named",  # taken already
+    "printable characters",
+    "a list of types",
 )
 
 
@@ -49,10 +53,19 @@ class Reader(AuthBase):
         return request
 
 
+class Administrator(AuthBase):
+    """Sends a token of the scope `admin`."""
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {ADMIN_TOKEN}"
+        return request
+
+
 if os.environ.get("CAUSEWAY_TEST_WITH_TOKEN") == "1":
     by_requests = schemathesis.auth.set_from_requests  # type: ignore[attr-defined]
     by_requests(Bridge()).apply_to(path_regex="^/webhooks")
     by_requests(Reader()).apply_to(path_regex="^/(stream|events|consumers)")
+    by_requests(Administrator()).apply_to(path_regex="^/api")
 
 
 @schemathesis.hook

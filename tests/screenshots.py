@@ -36,6 +36,7 @@ from tests.running import (
 OUTPUT = ROOT / "docs" / "screenshots"
 DESKTOP, PHONE = (1280, 860), (390, 844)
 COLOURS = 192
+DRAWN = "return /\\d/.test(document.querySelector('.value').textContent)"
 LIVE_S = 240.0  # so long that the charts have something to show
 ITEM, USER = 4568477, "9a95b38f-f98b-417a-988b-9d0d584893e7"
 
@@ -166,7 +167,7 @@ def _emulate(browser: Browser, size: tuple[int, int], colours: str) -> None:
 def _take(browser: Browser, path: Path) -> None:
     """Keep what the browser shows, with few colours: flat pages need no more."""
     if browser.all("#charts"):
-        browser.wait(lambda: "–" not in browser.text(".value"))
+        browser.wait(lambda: browser.run(DRAWN))
     if browser.all("#feed"):
         browser.sees("live", "#state")
     time.sleep(0.4)  # for the drawing of the last frame; a picture too early is only ugly

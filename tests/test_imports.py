@@ -1,15 +1,22 @@
 """The import table of DESIGN: what each module may know of."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 SERVICE = Path(__file__).parent.parent / "service"
-ENDPOINTS = {"receive", "stream", "pages", "ops", "consumer_api", "documents"}
+ENDPOINTS = {"receive", "stream", "pages", "ops", "consumer_api", "documents", "admin"}
 HTTP = {"starlette", "uvicorn", "httptools", "httpx2"}
 PURE = {"signature", "event", "filter", "address", "window", "errors"}
-MODULES = sorted(path.stem for path in SERVICE.glob("*.py"))
+# Of the dashboard, what is a page: each is an endpoint; the others are what pages share.
+PAGES = {
+    f"dashboard/{name}"
+    for name in ("home", "events", "event", "items", "sources", "consumers", "tokens", "log")
+}
+MODULES = sorted(str(path.relative_to(SERVICE))[:-3] for path in SERVICE.rglob("*.py"))
+DASHBOARD = {module for module in MODULES if module.startswith("dashboard/")}
 
 
 def imports_of(module: str) -> set[str]:
@@ -31,6 +38,27 @@ def test_endpoints_never_import_each_other() -> None:
         assert not imports_of(module) & others
 
 
+def test_pages_of_the_dashboard_never_import_each_other() -> None:
+    assert PAGES < DASHBOARD
+    for module in PAGES:
+        others = {f"service.{name.replace('/', '.')}" for name in PAGES - {module}}
+        assert not imports_of(module) & others, module
+
+
+def test_only_the_assembly_knows_the_dashboard_and_it_knows_no_endpoint_but_the_stream() -> None:
+    for module in set(MODULES) - DASHBOARD - {"app"}:
+        assert not any(name.startswith("service.dashboard") for name in imports_of(module)), module
+    known = {name for module in DASHBOARD for name in imports_of(module)}
+    assert known & {f"service.{name}" for name in ENDPOINTS} == {"service.stream"}
+
+
+def test_the_dashboard_has_no_sql() -> None:
+    for module in DASHBOARD:
+        assert not imports_of(module) & {"asyncpg", "service.db"}, module
+        text = (SERVICE / f"{module}.py").read_text()
+        assert not re.search(r"\b(SELECT|INSERT INTO|UPDATE|DELETE FROM)\b", text), module
+
+
 def test_only_the_way_in_imports_the_assembly() -> None:
     importers = {module for module in MODULES if "service.app" in imports_of(module)}
     assert importers == {"serve", "server"}
@@ -47,15 +75,20 @@ def test_only_config_reads_the_environment() -> None:
 def test_only_the_eventlog_and_auth_use_their_sql() -> None:
     users = {
         name: {m for m in MODULES if f'statements("{name}")' in (SERVICE / f"{m}.py").read_text()}
-        for name in ("eventlog", "token")
+        for name in ("eventlog", "token", "history", "consumer")
     }
-    assert users == {"eventlog": {"eventlog"}, "token": {"auth"}}
+    assert users == {
+        "eventlog": {"eventlog"},
+        "token": {"auth"},
+        "history": {"history"},
+        "consumer": {"consumer"},
+    }
 
 
 def test_nothing_below_the_endpoints_knows_http() -> None:
     edge = ENDPOINTS | {"app", "server", "problems", "serve", "writer"}
     clients = {"client", "client_sync", "connection", "simulate", "demo"}
-    for module in set(MODULES) - edge - clients:
+    for module in set(MODULES) - edge - clients - DASHBOARD:
         assert not imports_of(module) & HTTP, module
 
 

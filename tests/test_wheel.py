@@ -23,10 +23,20 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 def test_the_wheel_carries_the_package_and_all_of_its_sql(wheel: zipfile.ZipFile) -> None:
     ours = {
         str(path.relative_to(ROOT))
-        for folder, pattern in (("service", "*.py"), ("service", "*.yaml"), ("sql", "*.sql"))
+        for folder, pattern in (
+            *(("service", "*.py"), ("service", "*.yaml"), ("sql", "*.sql")),
+            *(("service/dashboard/static", "*.*"), ("service/dashboard/templates", "*.html")),
+        )
         for path in (ROOT / folder).rglob(pattern)
     }
     assert ours | {"service/py.typed"} <= set(wheel.namelist())
+    assert {
+        "service/dashboard/static/vendor/VENDORED.md",
+        "service/dashboard/static/vendor/htmx.LICENSE",
+        "service/dashboard/static/vendor/uplot.LICENSE",
+        "service/dashboard/static/mark.svg",
+        "service/dashboard/templates/base.html",
+    } <= set(wheel.namelist())
     assert not [name for name in wheel.namelist() if name.startswith("tests")]
 
 
