@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help demo serve test lint bench clean
+.PHONY: help demo serve test lint bench screenshots clean
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The environment is made once, and again when the dependencies change.
 $(VENV)/installed: pyproject.toml
@@ -43,6 +43,9 @@ lint: $(VENV)/installed-test ## Check style, format and types
 
 bench: $(VENV)/installed-test ## Measure, and keep the table in docs/benchmarks.md
 	$(BIN)/python -m tests.bench
+
+screenshots: $(VENV)/installed-test ## Take the pictures of the dashboard, in docs/screenshots
+	$(BIN)/python -m tests.screenshots
 
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -57,6 +57,7 @@ class Access:
     url: str
     secret: str
     token: str
+    admin_token: str
 
 
 async def run(wishes: Wishes, stop: asyncio.Event, console: Console) -> bool:
@@ -66,7 +67,8 @@ async def run(wishes: Wishes, stop: asyncio.Event, console: Console) -> bool:
     """
     with _folder() as folder:
         url = f"http://127.0.0.1:{_free_port()}"
-        access = Access(url, secret=secrets.token_hex(16), token=secrets.token_hex(16))
+        made = (secrets.token_hex(16) for _ in range(3))
+        access = Access(url, *made)
         console.print("starting a service with a Postgres of its own ...", highlight=False)
         async with _service(access, folder / "data", stop):
             _say(console, _how_to_try(access))
@@ -215,6 +217,7 @@ def _environment(access: Access, data: Path) -> dict[str, str]:
     return without_settings() | {
         "BRIDGE_WEBHOOK_SECRET": access.secret,
         "CAUSEWAY_STREAM_TOKEN": access.token,
+        "CAUSEWAY_ADMIN_TOKEN": access.admin_token,
         "CAUSEWAY_DATA_DIR": str(data),
         "CAUSEWAY_HOST": "127.0.0.1",
         "CAUSEWAY_PORT": access.url.rpartition(":")[2],
@@ -232,6 +235,9 @@ def _how_to_try(access: Access) -> str:
     url, bearer = access.url, f"-H 'Authorization: Bearer {access.token}'"
     test = TEST_EVENT.decode()
     return f"""\
+Look at it in a browser: {url}/dashboard
+Log in with the admin token: {access.admin_token}
+
 Try it from another terminal:
 
   curl -N {bearer} '{url}/stream?from=start'

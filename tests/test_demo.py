@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
+import httpx2
 import pytest
 from rich.console import Console
 
@@ -83,12 +84,20 @@ async def test_the_lines_to_paste_work() -> None:
             if line.startswith("Each line"):
                 break
         pasted = [line for line in lines if line.startswith("  ")]
+        url = next(line for line in lines if "/dashboard" in line).split()[-1]
+        token = next(line for line in lines if "admin token" in line).split()[-1]
+        async with httpx2.AsyncClient(headers={"sec-fetch-site": "same-origin"}) as client:
+            login = (await client.get(f"{url}/login")).text
+            entered = await client.post(f"{url}/login", data={"token": token})
         answers = [await paste(line) for line in pasted]
         while line and "TEST_EVENT" not in line:
             line = (await process.stdout.readline()).decode()
         process.send_signal(signal.SIGINT)
         await process.communicate()
     assert len(answers) == 4, lines
+    assert "Log in" in login
+    assert entered.status_code == 303
+    assert "causeway_session" in entered.cookies
     stream, page, metrics, webhook = answers
     assert "event: " in stream
     assert '"specversion"' in page
