@@ -63,10 +63,12 @@ class Stats:
     async def sample(self) -> None:
         """Take a sample now."""
         await self._measure_database()
+        before = list(self._samples)[-SMOOTH:]
         newer = read(self._metrics, self._now(), self._head(), self._database_bytes)
         self._samples.append(newer)
-        if len(self._samples) > 1:
-            older = self._samples[max(0, len(self._samples) - 1 - SMOOTH)]
+        if before:
+            # At the start the log was not read yet: from when it was.
+            older = next((sample for sample in before if sample.head is not None), before[0])
             self._points.append((round(newer.time_s, 3), figures(older, newer)))
 
     async def _measure_database(self) -> None:

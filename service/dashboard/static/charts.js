@@ -56,7 +56,7 @@
         y: { range: (_, low, high) => [0, high > 0 ? high * 1.15 : 1] },
       },
       axes: [
-        { ...axis, size: 22, space: isHour ? 90 : 70, values: [[86400, "{DD} {MMM}", null, null, null, null, null, null, 1], [60, "{HH}:{mm}", null, null, null, null, null, null, 1], [1, "{HH}:{mm}", null, null, null, null, null, null, 1]] },
+        { ...axis, size: 22, space: isHour ? 56 : 70, values: [[86400, "{DD} {MMM}", null, null, null, null, null, null, 1], [60, "{HH}:{mm}", null, null, null, null, null, null, 1], [1, "{HH}:{mm}", null, null, null, null, null, null, 1]] },
         { ...axis, size: 54, space: 32, gap: 4, values: (_, ticks) => ticks.map((v) => SPELL[kind](v)) },
       ],
       series: [

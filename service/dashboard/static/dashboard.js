@@ -19,8 +19,8 @@
 
   // What the service answers to a form in a dialog is shown there, else at the top of the page.
   document.addEventListener("htmx:beforeSwap", (event) => {
-    const { xhr, elt } = event.detail;
-    const dialog = elt.closest("dialog");
+    const { xhr, requestConfig } = event.detail;
+    const dialog = requestConfig.elt.closest("dialog");
     if (xhr.status >= 400 && dialog) event.detail.target = dialog.querySelector(".answer");
   });
   document.addEventListener("htmx:afterRequest", (event) => {
