@@ -1,6 +1,5 @@
 """`/consumers...`: make, read, list and delete named consumers, and acknowledge what is done."""
 
-import asyncio
 from datetime import datetime
 from typing import Any
 
@@ -10,17 +9,15 @@ from starlette.responses import Response
 
 from service.acks import Acks
 from service.auth import Tokens, bearer_token
+from service.body import read_body
 from service.consumer import Consumer, Consumers, Shard
 from service.consumer_body import parse_ack, parse_wish
 from service.cursor import parse_query, resolve
-from service.errors import BodyTimeout, BodyTooLarge, Forbidden, UnknownConsumer
+from service.errors import Forbidden, UnknownConsumer
 from service.event import timestamp
 from service.eventlog import EventLog
 from service.filter import Filter
 from service.window import Window
-
-BODY_MAX_BYTES = 64 * 1024
-BODY_TIMEOUT_S = 10.0
 
 
 class ConsumerApi:
@@ -54,7 +51,7 @@ class ConsumerApi:
         return _json(_describe(await self._consumers.read(name)))
 
     async def _put(self, name: str, request: Request, limits: Filter) -> Response:
-        wish = parse_wish(name, await _read(request))
+        wish = parse_wish(name, await read_body(request.stream()))
         if not _covers(limits, wish.filter):
             raise Forbidden("this token may not see all that the consumer wants: name a filter")
         await self._check_limits(name, limits)
@@ -74,7 +71,7 @@ class ConsumerApi:
         """Write down that everything up to a position is done; answer the place then."""
         limits = await self._authenticate(request)
         await self._check_limits(request.path_params["name"], limits)
-        ack = parse_ack(request.path_params["name"], await _read(request))
+        ack = parse_ack(request.path_params["name"], await read_body(request.stream()))
         return _json({"position": await self._acks.ack(ack)})
 
     async def _check_limits(self, name: str, limits: Filter) -> None:
@@ -97,20 +94,6 @@ class ConsumerApi:
 def _covers(limits: Filter, filter_: Filter) -> bool:
     """True if a token with `limits` may see all that `filter_` matches."""
     return filter_.intersect(limits) == filter_
-
-
-async def _read(request: Request) -> bytes:
-    """Return the body. Raises BodyTooLarge, BodyTimeout; reading stops there."""
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > BODY_MAX_BYTES:
-                    raise BodyTooLarge(f"a body may have {BODY_MAX_BYTES} bytes at the most")
-    except TimeoutError:
-        raise BodyTimeout(f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s") from None
-    return bytes(body)
 
 
 def _describe(consumer: Consumer) -> dict[str, Any]:
