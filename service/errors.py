@@ -13,6 +13,7 @@
         ├── NotFound            404 not_found             no such path, event or token
         ├── UnknownSource       404 unknown_source        no secret is known for that source
         ├── UnknownConsumer     404 unknown_consumer      no consumer has that name
+        ├── UnknownWebhook      404 unknown_webhook       no outgoing webhook has that number
         ├── MethodNotAllowed    405 method_not_allowed
         ├── NotAcceptable       406 not_acceptable        no spelling that `Accept` allows
         ├── BodyTimeout         408 body_timeout          the body trickled in too slowly
@@ -22,6 +23,9 @@
         ├── ShardsHeld          409 shards_held           shards of another number are held
         ├── LeaseLost           409 lease_lost            a newer holder has taken over
         ├── AckAhead            409 ack_ahead             that event was not sent yet
+        ├── WebhooksOff         409 webhooks_off          CAUSEWAY_SECRET_KEY is not set
+        ├── TooManyWebhooks     409 too_many_webhooks     the application has as many as it may
+        ├── SecretUnreadable    409 secret_unreadable     CAUSEWAY_SECRET_KEY lacks its key
         ├── PositionPruned      410 position_pruned       gone; says what is left
         ├── BodyTooLarge        413 body_too_large
         ├── TooManyStreams      429 too_many_streams
@@ -107,6 +111,10 @@ class UnknownConsumer(Problem):
     status, code = 404, "unknown_consumer"
 
 
+class UnknownWebhook(Problem):
+    status, code = 404, "unknown_webhook"
+
+
 class MethodNotAllowed(Problem):
     status, code = 405, "method_not_allowed"
 
@@ -142,6 +150,18 @@ class LeaseLost(Problem):
 
 class AckAhead(Problem):
     status, code = 409, "ack_ahead"
+
+
+class WebhooksOff(Problem):
+    status, code = 409, "webhooks_off"
+
+
+class TooManyWebhooks(Problem):
+    status, code = 409, "too_many_webhooks"
+
+
+class SecretUnreadable(Problem):
+    status, code = 409, "secret_unreadable"
 
 
 class PositionPruned(Problem):
