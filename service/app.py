@@ -39,6 +39,7 @@ from service.problems import (
     answer_unknown,
 )
 from service.receive import ReceiveWebhook
+from service.relaying import Relaying, open_relaying
 from service.sources import Sources
 from service.stream import Stream
 from service.supervise import Supervisor
@@ -51,6 +52,7 @@ log = logging.getLogger("causeway.app")
 DATABASE_WAIT_S = 60.0
 STALE_READ_S = 5.0
 LOST_LOOPS = 3
+RELAY_CONNECTIONS = 3  # claim, record, and one for everything else
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +66,20 @@ class Service:
     tail: Tail
     window: Window
     eventlog: EventLog
+    relaying: Relaying
     metrics: Metrics
     supervisor: Supervisor
 
 
 @dataclass(frozen=True, slots=True)
 class _Database:
-    """Three ways to the database: readers that queue must delay neither the append nor the tail."""
+    """Ways to the database: readers that queue must delay neither append, tail nor relay."""
 
     direct_dsn: str
     readers: Pool
     writer: Pool
     tail: Pool
+    relay: Pool
 
 
 @asynccontextmanager
@@ -98,7 +102,8 @@ async def open_service(
         appender = _appender(settings, eventlog, metrics)
         window = Window(max_events=settings.window_events, max_bytes=settings.window_bytes)
         hub = Hub(settings, tokens, metrics)
-        tail = _tail(settings, database, window, hub, metrics)
+        relaying = await open_relaying(stack, supervisor, settings, database.relay, metrics)
+        tail = _tail(settings, database, window, hub, relaying, metrics)
         consumers = Consumers(database.readers)
         leases = Leases(consumers, metrics)
         acks = Acks(consumers)
@@ -121,21 +126,23 @@ async def open_service(
         supervisor.start("acks", acks.run, max_failures=LOST_LOOPS)
         supervisor.start("lag", partial(watch_lag, consumers, metrics))
         supervisor.start("forget", partial(forget_digests, eventlog, settings.duplicate_window_s))
-        yield Service(front, app, appender, hub, tail, window, eventlog, metrics, supervisor)
+        yield Service(
+            front, app, appender, hub, tail, window, eventlog, relaying, metrics, supervisor
+        )
 
 
 async def _open_database(stack: AsyncExitStack, settings: Settings, dsn: str) -> _Database:
     direct = settings.database_direct_url
     direct_dsn = direct.get_secret_value() if direct else dsn
     role = await prepare(direct_dsn, check_schema, wait_s=DATABASE_WAIT_S)
-    readers = create_pool(
-        dsn, max_size=settings.pool_max_connections, role=role, is_pooler=direct is not None
-    )
+    pooled = partial(create_pool, dsn, role=role, is_pooler=direct is not None)
+    single = partial(create_pool, direct_dsn, role=role, max_size=1)
     return _Database(
         direct_dsn,
-        readers=await stack.enter_async_context(readers),
-        writer=await stack.enter_async_context(create_pool(direct_dsn, max_size=1, role=role)),
-        tail=await stack.enter_async_context(create_pool(direct_dsn, max_size=1, role=role)),
+        readers=await stack.enter_async_context(pooled(max_size=settings.pool_max_connections)),
+        writer=await stack.enter_async_context(single()),
+        tail=await stack.enter_async_context(single()),
+        relay=await stack.enter_async_context(pooled(max_size=RELAY_CONNECTIONS)),
     )
 
 
@@ -150,7 +157,12 @@ def _appender(settings: Settings, eventlog: EventLog, metrics: Metrics) -> Appen
 
 
 def _tail(
-    settings: Settings, database: _Database, window: Window, hub: Hub, metrics: Metrics
+    settings: Settings,
+    database: _Database,
+    window: Window,
+    hub: Hub,
+    relaying: Relaying,
+    metrics: Metrics,
 ) -> Tail:
     return Tail(
         EventLog(database.tail),
@@ -160,6 +172,7 @@ def _tail(
         poll_s=settings.poll_s,
         preload_events=settings.window_events,
         on_changed=partial(hub.close_all, "diverged"),
+        on_news=relaying.relay.wake,
     )
 
 
