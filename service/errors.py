@@ -14,6 +14,8 @@
         ├── UnknownSource       404 unknown_source        no secret is known for that source
         ├── UnknownConsumer     404 unknown_consumer      no consumer has that name
         ├── UnknownWebhook      404 unknown_webhook       no outgoing webhook has that number
+        ├── UnknownDelivery     404 unknown_delivery      the webhook has none at that position
+        ├── UnknownReplay       404 unknown_replay        the webhook has none of that number
         ├── MethodNotAllowed    405 method_not_allowed
         ├── NotAcceptable       406 not_acceptable        no spelling that `Accept` allows
         ├── BodyTimeout         408 body_timeout          the body trickled in too slowly
@@ -113,6 +115,14 @@ class UnknownConsumer(Problem):
 
 class UnknownWebhook(Problem):
     status, code = 404, "unknown_webhook"
+
+
+class UnknownDelivery(Problem):
+    status, code = 404, "unknown_delivery"
+
+
+class UnknownReplay(Problem):
+    status, code = 404, "unknown_replay"
 
 
 class MethodNotAllowed(Problem):
