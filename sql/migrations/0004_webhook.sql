@@ -535,7 +535,7 @@ BEGIN
     FOR w IN
         SELECT webhook_id, bool_or(state = 'delivered') AS is_good,
             count(*) FILTER (WHERE state IN ('pending', 'exhausted')) AS failed,
-            bool_or(error = 'gone') AS is_gone, max(pause_s) AS pause_s
+            coalesce(bool_or(error = 'gone'), false) AS is_gone, max(pause_s) AS pause_s
         FROM unnest(p_webhook_id, p_state, p_error, p_pause_s)
             AS ended (webhook_id, state, error, pause_s)
         WHERE state <> 'released'
