@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 SERVICE = Path(__file__).parent.parent / "service"
-ENDPOINTS = {"receive", "stream", "pages", "ops", "consumer_api", "documents"}
+ENDPOINTS = {"receive", "stream", "pages", "ops", "consumer_api", "webhook_api", "documents"}
 HTTP = {"starlette", "uvicorn", "httptools", "httpx2"}
-PURE = {"signature", "event", "filter", "address", "window", "errors"}
+PURE = {"signature", "event", "filter", "address", "callback_url", "window", "errors"}
 MODULES = sorted(path.stem for path in SERVICE.glob("*.py"))
 
 
@@ -54,14 +54,20 @@ def test_only_the_eventlog_and_auth_use_their_sql() -> None:
 
 def test_nothing_below_the_endpoints_knows_http() -> None:
     edge = ENDPOINTS | {"app", "server", "problems", "serve", "writer"}
-    clients = {"client", "client_sync", "connection", "simulate", "demo"}
+    clients = {"client", "client_sync", "connection", "simulate", "demo", "callback_connection"}
     for module in set(MODULES) - edge - clients:
         assert not imports_of(module) & HTTP, module
 
 
-@pytest.mark.parametrize("module", ["signature", "event", "filter", "address"])
+@pytest.mark.parametrize("module", ["signature", "event", "filter", "address", "callback_url"])
 def test_the_pure_core_has_no_io(module: str) -> None:
     assert not imports_of(module) & {"asyncio", "asyncpg", "socket", "logging", *HTTP}
+
+
+def test_the_relay_reaches_callbacks_through_their_client_only() -> None:
+    parts = {"service.callback_connection", "service.callback_pool", "service.resolver"}
+    users = {m for m in MODULES if imports_of(m) & parts}
+    assert users == {"callback", "callback_pool"}
 
 
 def test_the_window_knows_neither_sql_nor_http() -> None:
