@@ -3,6 +3,7 @@
     CausewayError
     ├── ConfigError                      the start stops; names the setting
     ├── SchemaError                      the start stops; says which command to run
+    ├── DeliveryMissing                  an audit found an event that a webhook was owed
     └── Problem                          an answer to a caller: status, code, message
         ├── NotAnEvent          400 not_an_event          signed, but no event
         ├── BadRequest          400 bad_request           a parameter that cannot be understood
@@ -53,6 +54,10 @@ class ConfigError(CausewayError):
 
 class SchemaError(CausewayError):
     """The database's schema does not fit this code. The message says which command to run."""
+
+
+class DeliveryMissing(CausewayError):
+    """An event that a webhook was owed has no delivery. The message names both."""
 
 
 class Problem(CausewayError):
