@@ -259,7 +259,7 @@ async def test_a_huge_answer_of_a_process_is_cut(receiver: Receiver) -> None:
 async def test_no_answer_in_time_is_a_timeout(receiver: Receiver) -> None:
     answer = await post(f"{receiver.url}/hang-head", timeout_s=0.2)
     assert (answer.status, answer.error, answer.body) == (None, "timeout", b"")
-    assert 0.2 <= answer.duration_s < 5
+    assert 0.19 <= answer.duration_s < 5  # timers are exact to some milliseconds
     assert not answer.is_success
 
 
@@ -272,7 +272,7 @@ async def test_a_body_that_hangs_midway_is_a_timeout_even_after_200(receiver: Re
 async def test_a_slow_answer_within_the_time_is_good(receiver: Receiver) -> None:
     answer = await post(f"{receiver.url}/slow?s=0.3")
     assert (answer.status, answer.error, answer.body) == (200, None, b"late")
-    assert answer.duration_s >= 0.3
+    assert answer.duration_s >= 0.29
 
 
 async def test_an_answer_that_drips_has_one_time_for_all() -> None:
