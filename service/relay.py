@@ -77,6 +77,7 @@ class Relay:
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._is_stopping = False
+        self._claiming = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self.record = self._recorder.run
 
@@ -96,22 +97,31 @@ class Relay:
     async def drain(self, within_s: float) -> None:
         """Stop, let calls that are open end within `within_s`, and write everything down.
 
-        A call that is cut is due again at once, for another process: it may get there twice.
+        What a claim under way brings is sent, too. A call that is cut is due again at once, for
+        another process: it may get there twice.
         """
         self.stop()
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=within_s)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                async with self._claiming:
+                    pass
+                if self._tasks:
+                    await asyncio.wait(self._tasks)
+        late = set(self._tasks)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late)
         await self._recorder.flushed(FLUSH_S)
 
     async def run(self) -> None:
         """Claim and send, for ever. Raises LogUnavailable for the supervisor to begin anew."""
         while True:
             self._wake.clear()  # before the look: what comes after it wakes us again
-            wait_s = self._settings.poll_s if self._is_stopping else await self._claim()
+            wait_s = self._settings.poll_s
+            async with self._claiming:
+                if not self._is_stopping:
+                    wait_s = await self._claim()
             if wait_s > 0:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), wait_s)
