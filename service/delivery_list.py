@@ -13,7 +13,8 @@ from service.db import Querier, fetch, statements
 from service.errors import UnknownDelivery
 from service.event import event_id
 from service.filter import EVERYTHING, Filter
-from service.replay import filter_columns, unknown_webhook
+from service.replay import filter_columns
+from service.webhook import unknown
 
 _SQL = statements("delivery_list")
 STATES = ("pending", "delivered", "exhausted")
@@ -95,7 +96,7 @@ class DeliveryList:
         """Return how far a webhook got. Raises UnknownWebhook."""
         rows = await fetch(self._database, _SQL.reach, webhook_id)
         if not rows:
-            raise unknown_webhook(webhook_id)
+            raise unknown(webhook_id)
         [row] = rows
         own = Filter(topics=_set(row["topics"]), sources=_set(row["sources"]))
         return Reach(own, row["cursor_position"], row["anchor_position"], row["head_position"])

@@ -13,6 +13,7 @@ from service.delivery import Deliveries
 from service.metrics import Metrics
 from service.relay import Relay
 from service.relay_watch import RelayWatch, prune_deliveries
+from service.replay import Replays
 from service.seal import Sealer
 from service.supervise import Supervisor
 from service.webhook import Webhooks
@@ -27,6 +28,7 @@ class Relaying:
     webhooks: Webhooks
     deliveries: Deliveries
     callbacks: Callbacks
+    replays: Replays
     relay: Relay
 
 
@@ -48,14 +50,16 @@ async def open_relaying(
     )
     stack.push_async_callback(callbacks.close)
     relay = Relay(settings, webhooks, deliveries, callbacks, metrics)
+    replays = Replays(database)
     watch = RelayWatch(deliveries, metrics)
     if sealer is not None:
         await webhooks.reseal()
     supervisor.start("relay", relay.run)
     supervisor.start("recorder", relay.record)
+    supervisor.start("replays", partial(replays.run, relay.wake))
     supervisor.start("backlog", watch.run)
     supervisor.start(
         "prune_deliveries", partial(prune_deliveries, deliveries, settings.relay_retention_s)
     )
     stack.push_async_callback(relay.drain, settings.shutdown_s)
-    return Relaying(webhooks, deliveries, callbacks, relay)
+    return Relaying(webhooks, deliveries, callbacks, replays, relay)

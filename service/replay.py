@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 import asyncpg
 
 from service.db import Querier, fetch, statements
-from service.errors import UnknownDelivery, UnknownReplay, UnknownWebhook
+from service.errors import UnknownDelivery, UnknownReplay
 from service.eventlog import SCAN_POSITIONS
 from service.filter import Filter
+from service.webhook import unknown
 
 T = TypeVar("T")
 
@@ -129,7 +130,7 @@ class Replays:
             events,
         )
         if not rows:
-            raise unknown_webhook(webhook_id)
+            raise unknown(webhook_id)
         self._news.set()
         return await self.read(webhook_id, rows[0]["replay_id"])
 
@@ -161,7 +162,7 @@ class Replays:
         [row] = await fetch(self._database, _SQL.one, webhook_id, position)
         outcome: str = row["outcome"]
         if outcome == "no_webhook":
-            raise unknown_webhook(webhook_id)
+            raise unknown(webhook_id)
         if outcome == "no_event":
             raise UnknownDelivery(f"the log has no event at position {position}, or no longer")
         self._is_one_queued = True
@@ -196,11 +197,6 @@ class Replays:
                     await self._news.wait()
             except TimeoutError:
                 pass  # nobody said so, but there may be news
-
-
-def unknown_webhook(webhook_id: int) -> UnknownWebhook:
-    """Return the error for a number that no webhook has."""
-    return UnknownWebhook(f"there is no webhook {webhook_id}")
 
 
 def filter_columns(filter_: Filter) -> tuple[list[Any] | None, ...]:

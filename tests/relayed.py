@@ -7,9 +7,9 @@ from tests.logkeeping import Owner
 WEBHOOK = """
 INSERT INTO causeway.webhook (webhook_id, application, url, topics, sources, is_ordered,
     sealed_headers, sealed_secret, created_by, cursor_position, cursor_link, accounted_from,
-    backfill_until)
+    backfill_until, disabled_at, disabled_reason)
 SELECT nextval('causeway.webhook_id'), 'tests', 'https://callback.example/', $1, $2, $3, '', '',
-    'tests', position, link, 0, 0
+    'tests', position, link, 0, 0, CASE WHEN $5 THEN now() END, CASE WHEN $5 THEN 'admin' END
 FROM (
     SELECT position, link FROM causeway.event
     UNION ALL
@@ -38,9 +38,12 @@ async def make_webhook(
     topics: list[str] | None = None,
     sources: list[str] | None = None,
     is_ordered: bool = False,
+    is_disabled: bool = False,
 ) -> int:
     """Make a webhook whose cursor is at `cursor`; return its number."""
-    webhook_id: int = await owner.fetchval(WEBHOOK, topics, sources, is_ordered, cursor)
+    webhook_id: int = await owner.fetchval(
+        WEBHOOK, topics, sources, is_ordered, cursor, is_disabled
+    )
     return webhook_id
 
 

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 SERVICE = Path(__file__).parent.parent / "service"
-ENDPOINTS = {"receive", "stream", "pages", "ops", "consumer_api", "webhook_api", "documents"}
+ENDPOINTS = {
+    *("receive", "stream", "pages", "ops", "documents"),
+    *("consumer_api", "webhook_api", "delivery_api"),
+}
 HTTP = {"starlette", "uvicorn", "httptools", "httpx2"}
 PURE = {"signature", "event", "filter", "address", "callback_url", "window", "errors"}
 MODULES = sorted(path.stem for path in SERVICE.glob("*.py"))
