@@ -21,6 +21,7 @@ try:
         document_commands,
         logs,
         operate,
+        replay_commands,
         terminal,
         token_commands,
     )
@@ -71,6 +72,7 @@ def show_version(
 app.add_typer(token_commands.app, name="token")
 app.command()(document_commands.openapi)
 app.add_typer(consumer_commands.app, name="consumers")
+app.command()(replay_commands.replay)
 
 
 @app.command()
