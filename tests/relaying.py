@@ -1,6 +1,7 @@
 """What tests of the relay share: webhooks, events in the log, time that passes."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from service.db import Connection, Pool
@@ -10,6 +11,7 @@ from service.filter import Filter, parse_topics
 from service.seal import Sealer
 from service.webhook import Webhook, Webhooks
 from tests import bridge
+from tests.receiver import Received
 from tests.running import Running
 
 KEY = "relay-tests-0123456789-0123456789"
@@ -151,3 +153,8 @@ async def settled(owner: Connection, count: int, within_s: float = 15.0) -> dict
             if sum(state != "pending" for state in found.values()) >= count:
                 return found
             await asyncio.sleep(0.02)
+
+
+def calls_of(calls: Sequence[Received]) -> Counter[int]:
+    """Return how often a receiver was called for each position."""
+    return Counter(int(call.headers["causeway-position"]) for call in calls)
