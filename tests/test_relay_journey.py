@@ -24,6 +24,9 @@ from tests.running import ADMIN_TOKEN, Database, Process, environment, service_p
 EVENTS = 400
 ROOM = 8
 LEASE_S = 12.0  # of a timeout of 1 s
+DELIVERED = """
+SELECT count(*) FROM causeway.delivery WHERE webhook_id = $1 AND state = 'delivered'
+"""
 
 
 @pytest.fixture
@@ -88,13 +91,7 @@ async def until(process: Process, name: str, least: float) -> None:
 async def delivered(owner: Connection, webhook_id: int, within_s: float = 20.0) -> None:
     """Wait until all events are delivered to a webhook."""
     async with asyncio.timeout(within_s):
-        while (
-            await owner.fetchval(
-                "SELECT count(*) FROM causeway.delivery WHERE webhook_id = $1 AND state = 'delivered'",
-                webhook_id,
-            )
-            < EVENTS
-        ):
+        while await owner.fetchval(DELIVERED, webhook_id) < EVENTS:
             await asyncio.sleep(0.05)
 
 
