@@ -21,6 +21,8 @@ from service.config import Settings
 from service.consumer import Consumers
 from service.consumer_api import ConsumerApi
 from service.db import Pool, create_pool, prepare
+from service.delivery_api import DeliveryApi
+from service.delivery_list import DeliveryList
 from service.documents import Documents
 from service.errors import Problem
 from service.eventlog import EventLog
@@ -45,6 +47,7 @@ from service.stream import Stream
 from service.supervise import Supervisor
 from service.tail import Tail
 from service.turn import Turns
+from service.webhook_api import PATH, WebhookApi
 from service.window import Window
 
 log = logging.getLogger("causeway.app")
@@ -113,7 +116,8 @@ async def open_service(
         pages = Pages(eventlog, window, tokens)
         consumer_api = ConsumerApi(consumers, acks, eventlog, window, tokens)
         ops = _ops(settings, metrics, supervisor, tail, hub)
-        app = _starlette(receive, stream, pages, consumer_api, ops)
+        admin = _admin_routes(settings, database, relaying, eventlog, window, tokens)
+        app = _starlette(receive, stream, pages, consumer_api, admin, ops)
         front = Front(app, {("POST", "/webhooks/bridge"): receive, ("GET", "/stream"): stream})
         supervisor.start("appender", appender.run, max_failures=LOST_LOOPS)
         supervisor.start("tail", tail.run)
@@ -177,7 +181,12 @@ def _tail(
 
 
 def _starlette(
-    receive: ReceiveWebhook, stream: Stream, pages: Pages, consumers: ConsumerApi, ops: Ops
+    receive: ReceiveWebhook,
+    stream: Stream,
+    pages: Pages,
+    consumers: ConsumerApi,
+    admin: list[Route],
+    ops: Ops,
 ) -> Starlette:
     documents = Documents()
     app = Starlette(
@@ -190,6 +199,7 @@ def _starlette(
             Route("/consumers", consumers.list_consumers),
             Route("/consumers/{name}", consumers.consumer, methods=["GET", "PUT", "DELETE"]),
             Route("/consumers/{name}/ack", consumers.ack, methods=["POST"]),
+            *admin,
             Route("/metrics", ops.metrics),
             Route("/livez", ops.livez),
             Route("/readyz", ops.readyz),
@@ -204,6 +214,43 @@ def _starlette(
     )
     app.router.redirect_slashes = False  # no path has two spellings: 404, not 307
     return app
+
+
+def _admin_routes(
+    settings: Settings,
+    database: _Database,
+    relaying: Relaying,
+    eventlog: EventLog,
+    window: Window,
+    tokens: Tokens,
+) -> list[Route]:
+    webhooks, deliveries = relaying.webhooks, DeliveryList(database.readers)
+    webhook_api = WebhookApi(settings, webhooks, relaying.callbacks, eventlog, window, tokens)
+    delivery_api = DeliveryApi(webhooks, deliveries, relaying.replays, eventlog, tokens)
+    return [*_webhook_routes(webhook_api), *_delivery_routes(delivery_api)]
+
+
+def _webhook_routes(api: WebhookApi) -> list[Route]:
+    one = f"{PATH}/{{id}}"
+    return [
+        Route(PATH, api.webhooks, methods=["GET", "POST"]),
+        Route(one, api.webhook, methods=["GET", "PATCH", "DELETE"]),
+        Route(f"{one}/disable", api.disable, methods=["POST"]),
+        Route(f"{one}/enable", api.enable, methods=["POST"]),
+        Route(f"{one}/rotate", api.rotate, methods=["POST"]),
+        Route(f"{one}/test", api.test, methods=["POST"]),
+    ]
+
+
+def _delivery_routes(api: DeliveryApi) -> list[Route]:
+    one = f"{PATH}/{{id}}"
+    return [
+        Route(f"{one}/deliveries", api.deliveries),
+        Route(f"{one}/deliveries/{{position}}", api.delivery),
+        Route(f"{one}/deliveries/{{position}}/replay", api.replay_one, methods=["POST"]),
+        Route(f"{one}/replays", api.replays, methods=["GET", "POST"]),
+        Route(f"{one}/replays/{{replay_id}}", api.replay, methods=["GET", "DELETE"]),
+    ]
 
 
 def _ops(
