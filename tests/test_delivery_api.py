@@ -1,5 +1,6 @@
 """`/api/webhooks/{id}/deliveries...` and `/replays...` of a real service."""
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -14,9 +15,10 @@ from service.filter import Filter
 from tests.bridge import USER, new_event
 from tests.described import complaints
 from tests.logkeeping import Owner, append, id_of, prune
+from tests.receiver import Receiver
 from tests.relayed import deliver, make_webhook, rows, whens
 from tests.relaying import RELAY
-from tests.running import ADMIN_TOKEN, STREAM_TOKEN, Database, Running
+from tests.running import ADMIN_TOKEN, STREAM_TOKEN, Database, Running, eventually
 from tests.stored import received
 
 T = datetime(2026, 3, 1, tzinfo=UTC)
@@ -33,7 +35,7 @@ async def call(
 ) -> httpx2.Response:
     headers = {"authorization": f"Bearer {token}"}
     async with httpx2.AsyncClient(base_url=running.url, headers=headers, timeout=20) as client:
-        return await client.request(method, f"/api/webhooks/{path}", json=body)
+        return await client.request(method, f"/api/webhooks/{path}".rstrip("/"), json=body)
 
 
 async def good(
@@ -522,3 +524,21 @@ async def test_real_answers_are_as_described(service: Running, owner: Owner) -> 
         answer = await call(service, method, url, body)
         assert answer.status_code == status, answer.text
         assert complaints(root + path, method, answer) == []
+
+
+async def test_what_is_replayed_reaches_the_callback_again(service: Running) -> None:
+    with Receiver() as receiver:
+        wish = {"url": f"{receiver.url}/good", "types": ["item.*"]}
+        hook = (await good(service, "POST", "", wish, status=201))["id"]
+        await fill(service, 4)
+        await eventually(lambda: receiver.count() == 4)
+        while (await good(service, "GET", f"{hook}/deliveries?state=pending"))["deliveries"]:
+            await asyncio.sleep(0.01)
+        receiver.reset()
+        await good(service, "POST", f"{hook}/deliveries/4/replay", status=202)
+        body = {"state": "all", "from": 1, "until": 3, "item_ids": [1]}
+        await good(service, "POST", f"{hook}/replays", body, status=201)
+        await eventually(lambda: receiver.count() == 3)
+        calls = receiver.requests()
+        assert sorted(int(call.headers["causeway-position"]) for call in calls) == [1, 3, 4]
+        assert {call.headers["causeway-attempt"] for call in calls} == {"2"}
