@@ -105,7 +105,7 @@ async def open_service(
         appender = _appender(settings, eventlog, metrics)
         window = Window(max_events=settings.window_events, max_bytes=settings.window_bytes)
         hub = Hub(settings, tokens, metrics)
-        relaying = await open_relaying(stack, supervisor, settings, database.relay, metrics)
+        relaying = open_relaying(stack, supervisor, settings, database.relay, metrics)
         tail = _tail(settings, database, window, hub, relaying, metrics)
         consumers = Consumers(database.readers)
         leases = Leases(consumers, metrics)

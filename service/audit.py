@@ -113,7 +113,7 @@ async def audit_deliveries(deliveries: Deliveries) -> int:
             )
             if orphans:
                 raise DeliveryMissing(
-                    f"webhook {backlog.webhook_id} was owed the event at position {first}, which has "
-                    f"no delivery ({orphans} such events up to {after + SCAN_POSITIONS}): replay them"
+                    f"webhook {backlog.webhook_id} was owed the event at position {first}, which "
+                    f"has no delivery, like {orphans - 1} more soon after it: replay them"
                 )
     return len(backlogs)

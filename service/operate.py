@@ -32,7 +32,7 @@ def migrate_database(settings: Settings) -> list[str]:
 def audit_database(
     settings: Settings, checkpoint: str | None, on_progress: Progress
 ) -> tuple[Proof, int]:
-    """Prove the log, that it holds `checkpoint` (`<position>.<link>`) if one is given, and deliveries.
+    """Prove the log and the deliveries; and that the log holds `checkpoint`, `<position>.<link>`.
 
     Returns the log's proof, and for how many webhooks every event is accounted for. Raises
     LogDamaged, LogDiverged, PositionAhead, PositionPruned or DeliveryMissing.

@@ -10,12 +10,14 @@ from datetime import UTC, datetime, timedelta
 from service.delivery import SCAN_POSITIONS, Backlog, Deliveries
 from service.errors import LogUnavailable
 from service.metrics import Metrics
+from service.webhook import Webhooks
 
 log = logging.getLogger("causeway.relay_watch")
 
 EVERY_S = 5.0
 PRUNE_EVERY_S = 600.0
 PRUNE_BATCH = 5000
+RESEAL_EVERY_S = 600.0
 PAUSE_S = 0.1  # between batches: deliveries come first
 
 
@@ -93,3 +95,16 @@ async def prune_once(deliveries: Deliveries, before: datetime) -> int:
         forgotten = await deliveries.prune(before, limit=PRUNE_BATCH)
         total += forgotten
     return total
+
+
+async def keep_sealed(webhooks: Webhooks) -> None:
+    """Seal with the newest key what an older one sealed, now and then. A loop.
+
+    While a key is being changed an old replica may still seal with the old one.
+    """
+    while True:
+        try:
+            await webhooks.reseal()
+        except LogUnavailable:
+            log.warning("secrets not sealed anew, the database is away")
+        await asyncio.sleep(RESEAL_EVERY_S)

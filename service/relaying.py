@@ -12,7 +12,7 @@ from service.db import Pool
 from service.delivery import Deliveries
 from service.metrics import Metrics
 from service.relay import Relay
-from service.relay_watch import RelayWatch, prune_deliveries
+from service.relay_watch import RelayWatch, keep_sealed, prune_deliveries
 from service.replay import Replays
 from service.seal import Sealer
 from service.supervise import Supervisor
@@ -32,7 +32,7 @@ class Relaying:
     relay: Relay
 
 
-async def open_relaying(
+def open_relaying(
     stack: AsyncExitStack,
     supervisor: Supervisor,
     settings: Settings,
@@ -53,7 +53,7 @@ async def open_relaying(
     replays = Replays(database)
     watch = RelayWatch(deliveries, metrics)
     if sealer is not None:
-        await webhooks.reseal()
+        supervisor.start("seals", partial(keep_sealed, webhooks))
     supervisor.start("relay", relay.run)
     supervisor.start("recorder", relay.record)
     supervisor.start("replays", partial(replays.run, relay.wake))

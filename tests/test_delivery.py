@@ -336,6 +336,16 @@ async def test_a_log_with_another_history_disables(desk: Desk, owner: Connection
     assert (await desk.webhooks.read(hook.webhook_id)).disabled_reason == "log_diverged"
 
 
+async def test_a_log_that_became_shorter_disables(desk: Desk, owner: Connection) -> None:
+    hook = await desk.add()
+    await append(desk.eventlog, 3)
+    await desk.end(*await desk.claim(hook))
+    await owner.execute("ALTER TABLE causeway.event DISABLE TRIGGER ALL")
+    await owner.execute("DELETE FROM causeway.event WHERE position = 3")
+    assert await desk.claim(hook) == []
+    assert desk.outlooks[hook.webhook_id].reason == "log_diverged"
+
+
 async def test_a_cursor_before_what_is_kept_disables(desk: Desk, owner: Connection) -> None:
     hook = await desk.add()
     await append(desk.eventlog, 5)

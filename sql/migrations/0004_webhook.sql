@@ -201,6 +201,7 @@ BEGIN
         FROM delivery
         WHERE webhook_id = hook AND state = 'pending' AND due_at < 'infinity';
         IF greatest(w.cursor_position, w.after) >= head
+            AND w.cursor_position <= head  -- else the log is shorter than it was
             AND (next_due IS NULL OR next_due > now_ AND w.open_until IS NULL)
         THEN
             wait_s := extract(epoch FROM next_due - now_);

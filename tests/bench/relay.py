@@ -4,8 +4,8 @@ One real process (`python -m service serve`) and a callback receiver, a process 
 answers at once. Throughput: the log is filled while the callback is away, then the receiver counts.
 Statements are all transactions of the database meanwhile, whoever's they are. Received to 2xx comes
 from the attempts in the database: from Bridge's call to the end of the callback's answer, one event
-at a time at a rate, beside a bare commit. Memory is what a process holds more with so many deliveries
-pending at a dead callback than with none.
+at a time at a rate, beside a bare commit. Memory is what a process holds more with so many
+deliveries pending at a dead callback than with none.
 """
 
 import asyncio
