@@ -231,6 +231,28 @@ async def test_the_circuit_opens_probes_one_by_one_and_closes(
     assert {it.step for it in rest} == {0}
 
 
+async def test_many_failures_at_once_open_the_circuit_for_no_longer_than_a_few(desk: Desk) -> None:
+    """A callback that restarts must not cost its events a minute."""
+    hook = await desk.add()
+    await append(desk.eventlog, 50)
+    claimed = await desk.claim(hook, room=40)
+    assert await desk.end(*claimed[:30], state="pending", due_in_s=60.0) == ["opened"]
+    assert await desk.end(*claimed[30:], state="pending", due_in_s=60.0) == []
+    assert await desk.claim(hook) == []
+    assert 4 < (desk.outlooks[hook.webhook_id].wait_s or 0) <= 5
+
+
+async def test_a_probe_that_was_not_sent_lets_another_try(desk: Desk, owner: Connection) -> None:
+    hook = await desk.add()
+    await append(desk.eventlog, 10)
+    await desk.end(*await desk.claim(hook, room=OPEN_AFTER), state="pending", due_in_s=60.0)
+    await pass_time(owner, 5)
+    [probe] = await desk.claim(hook)
+    assert await desk.end(probe, state="released") == []
+    [again] = await desk.claim(hook)
+    assert again.position == probe.position
+
+
 async def test_a_probe_takes_a_new_event_where_nothing_waits(desk: Desk, owner: Connection) -> None:
     hook = await desk.add()
     await append(desk.eventlog, OPEN_AFTER)
@@ -454,6 +476,20 @@ async def test_an_ordered_claim_beside_a_result_holds_nothing_for_ever(
         await owner.execute("UPDATE causeway.delivery SET due_at = now(), claim = NULL")
 
 
+async def test_a_row_ahead_of_an_ordered_cursor_holds_nothing_for_ever(
+    desk: Desk, owner: Connection
+) -> None:
+    """A replay can bring an event before the cursor does; what follows it goes its way."""
+    hook = await desk.add(ordered=True)
+    await append(desk.eventlog, 2, item_id=7)
+    await owner.execute(
+        "INSERT INTO causeway.delivery (webhook_id, position, state, order_key, due_at) "
+        "VALUES ($1, 1, 'delivered', '7', now())",
+        hook.webhook_id,
+    )
+    assert [it.position for it in await desk.claim(hook)] == [2]
+
+
 async def test_no_claim_finds_an_orphan(desk: Desk, owner: Connection) -> None:
     hook = await desk.add(types=["item.*"])
     await append(desk.eventlog, 10)
@@ -503,6 +539,19 @@ async def test_retention_forgets_what_was_delivered_and_nothing_else(
     assert await states(owner) == {2: "exhausted", 3: "pending"}
     assert await owner.fetchval("SELECT array_agg(position) FROM causeway.attempt") == [2, 3]
     assert await desk.deliveries.orphans(hook.webhook_id, 0, 4) == (0, None)
+
+
+async def test_what_was_delivered_late_is_kept_as_long(desk: Desk, owner: Connection) -> None:
+    hook = await desk.add()
+    await append(desk.eventlog, 2)
+    await desk.end(*await desk.claim(hook))
+    await owner.execute(
+        "UPDATE causeway.delivery SET settled_at = now() + interval '1 day' WHERE position = 1"
+    )
+    soon = datetime.now(UTC) + timedelta(seconds=60)
+    assert await desk.deliveries.prune(soon, limit=100) == 1
+    assert await states(owner) == {1: "delivered"}
+    assert await desk.deliveries.orphans(hook.webhook_id, 0, 2) == (0, None)
 
 
 async def test_a_deleted_webhook_goes_with_all_it_had(desk: Desk, owner: Connection) -> None:

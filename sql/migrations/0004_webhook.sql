@@ -39,11 +39,14 @@ CREATE TABLE causeway.webhook (
     backfill_until bigint NOT NULL,
     backfilled_at timestamptz NOT NULL DEFAULT now(),
 
-    -- Attempts that failed since the last success; since when; and while the circuit is open, when one
-    -- probe may be sent. NULL: the circuit is closed.
+    -- Attempts that failed since the last success, and since when.
     failures int NOT NULL DEFAULT 0,
     failing_since timestamptz,
+    -- While the circuit is open: when one probe may be sent (NULL: it is closed), the claim of the
+    -- last one, and how many have failed.
     open_until timestamptz,
+    probe_claim bigint,
+    probes int NOT NULL DEFAULT 0,
 
     CONSTRAINT webhook_pkey PRIMARY KEY (webhook_id),
     CONSTRAINT webhook_application_is_short CHECK (length(application) BETWEEN 1 AND 63),
@@ -341,6 +344,12 @@ BEGIN
                         END AS order_key
                     FROM event
                     WHERE position = ANY (fresh)
+                        -- A replay may have come before the cursor.
+                        AND NOT EXISTS (
+                            SELECT
+                            FROM delivery AS known
+                            WHERE known.webhook_id = hook AND known.position = event.position
+                        )
                 ),
                 judged AS (
                     SELECT keyed.*,
@@ -365,7 +374,6 @@ BEGIN
                         CASE WHEN is_held THEN 0 ELSE 1 END
                     FROM judged
                     ORDER BY position
-                    -- A replay may have come before the cursor.
                     ON CONFLICT (webhook_id, position) DO NOTHING
                     RETURNING position, claim
                 )
@@ -395,7 +403,7 @@ BEGIN
 
         IF is_probe AND due_count + fresh_count > 0 THEN
             UPDATE webhook
-            SET open_until = now_ + make_interval(secs => p_lease_s)
+            SET open_until = now_ + make_interval(secs => p_lease_s), probe_claim = claimed
             WHERE webhook_id = hook;
         ELSIF is_backfill AND (fresh_room <= 0 OR fresh_count > 0) THEN
             wait_s := greatest(0.1, 1 / p_backfill_per_s);
@@ -434,9 +442,10 @@ $$;
 -- A failure counts only for the claim that made the attempt; a success counts always. p_pause_s: the
 -- callback asked for a pause.
 --
--- Keeps each webhook's health: after p_open_after failures in a row its circuit opens, for 5 s at
--- first and at most p_open_max_s; a success closes it, and what waited is due at once. `gone` as the
--- error disables it, and so does failing for p_disable_after_s without one success.
+-- Keeps each webhook's health: after p_open_after failures in a row its circuit opens for 5 s, and for
+-- twice as long after each probe that fails, at most p_open_max_s; a success closes it, and what
+-- waited is due at once. `gone` as the error disables it, and so does failing for p_disable_after_s
+-- without one success.
 --
 -- Returns a row for each webhook whose health changed: `opened`, `closed`, `gone` or `failing` (both
 -- disabled).
@@ -461,6 +470,7 @@ DECLARE
     w record;
     this webhook%ROWTYPE;
     was_open boolean;
+    is_probe boolean;
     failed_now int;
 BEGIN
     -- An ordered webhook's next event is let go below, and claim_deliveries holds back behind what is
@@ -536,10 +546,10 @@ BEGIN
     FOR w IN
         SELECT webhook_id, bool_or(state = 'delivered') AS is_good,
             count(*) FILTER (WHERE state IN ('pending', 'exhausted')) AS failed,
-            coalesce(bool_or(error = 'gone'), false) AS is_gone, max(pause_s) AS pause_s
-        FROM unnest(p_webhook_id, p_state, p_error, p_pause_s)
-            AS ended (webhook_id, state, error, pause_s)
-        WHERE state <> 'released'
+            coalesce(bool_or(error = 'gone'), false) AS is_gone, max(pause_s) AS pause_s,
+            array_agg(claim) AS claims
+        FROM unnest(p_webhook_id, p_claim, p_state, p_error, p_pause_s)
+            AS ended (webhook_id, claim, state, error, pause_s)
         GROUP BY webhook_id
         ORDER BY webhook_id
     LOOP
@@ -566,6 +576,13 @@ BEGIN
         END IF;
 
         was_open := this.open_until IS NOT NULL;
+        is_probe := was_open AND this.probe_claim = ANY (w.claims);
+        IF w.failed = 0 THEN
+            IF is_probe THEN  -- it was not sent: another may be
+                UPDATE webhook SET open_until = now_ WHERE webhook_id = hook;
+            END IF;
+            CONTINUE WHEN w.pause_s IS NULL;
+        END IF;
         IF w.is_good THEN
             this.failures := 0;
             this.failing_since := NULL;
@@ -574,9 +591,13 @@ BEGIN
         UPDATE webhook
         SET failures = failed_now,
             failing_since = coalesce(this.failing_since, now_),
+            probes = CASE WHEN is_probe THEN this.probes + 1 WHEN was_open THEN this.probes ELSE 0 END,
             open_until = greatest(
-                CASE WHEN failed_now >= p_open_after THEN now_ + make_interval(secs =>
-                    least(p_open_max_s, 5 * 2 ^ least(20, failed_now - p_open_after)))
+                CASE
+                    WHEN is_probe THEN now_ + make_interval(
+                        secs => least(p_open_max_s, 5 * 2 ^ least(20, this.probes + 1)))
+                    WHEN was_open THEN this.open_until
+                    WHEN failed_now >= p_open_after THEN now_ + interval '5 seconds'
                 END,
                 now_ + make_interval(secs => w.pause_s)
             )
@@ -599,7 +620,7 @@ BEGIN
     END LOOP;
 END $$;
 
--- Forget the delivered ones among the deliveries of events received before p_before, with their
+-- Forget what was delivered before p_before, of events received before it, with its
 -- attempts, and everything of webhooks that were deleted; at most p_limit deliveries a call, and one
 -- caller at a time. Returns how many.
 CREATE FUNCTION causeway.prune_deliveries(p_before timestamptz, p_limit int) RETURNS int
@@ -623,7 +644,8 @@ BEGIN
             FROM delivery
             WHERE webhook_id = w.webhook_id
                 AND (w.deleted_at IS NOT NULL
-                    OR position <= least(upto, w.cursor_position) AND state = 'delivered')
+                    OR position <= least(upto, w.cursor_position) AND state = 'delivered'
+                        AND settled_at < p_before)
             ORDER BY position
             LIMIT p_limit - total
         );
