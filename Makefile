@@ -29,6 +29,9 @@ demo: $(VENV)/installed ## See it work: service, simulated Bridge, live events (
 serve: export BRIDGE_WEBHOOK_SECRET ?= whsec-development-only
 serve: export CAUSEWAY_STREAM_TOKEN ?= stream-development-only
 serve: export CAUSEWAY_ADMIN_TOKEN ?= admin-development-only
+serve: export CAUSEWAY_SECRET_KEY ?= development-only-0123456789-0123456789
+serve: export CAUSEWAY_RELAY_ALLOW_HTTP ?= true
+serve: export CAUSEWAY_RELAY_ALLOWED_NETWORKS ?= 127.0.0.0/8
 serve: export CAUSEWAY_DATA_DIR ?= /tmp/causeway-development
 serve: $(VENV)/installed ## Run the service on port 8000 with development secrets
 	$(BIN)/python -m service serve --migrate

@@ -21,6 +21,7 @@ try:
         document_commands,
         logs,
         operate,
+        replay_commands,
         terminal,
         token_commands,
     )
@@ -71,6 +72,7 @@ def show_version(
 app.add_typer(token_commands.app, name="token")
 app.command()(document_commands.openapi)
 app.add_typer(consumer_commands.app, name="consumers")
+app.command()(replay_commands.replay)
 
 
 @app.command()
@@ -103,12 +105,14 @@ def audit(
 ) -> None:
     """Prove that nothing in the log was changed, removed or put in; name the first bad position.
 
+    And that every event which an outgoing webhook is owed is delivered, pending or exhausted.
     Prints a checkpoint to be kept elsewhere: a later audit can be held against it.
     """
     console = Console(stderr=True)
     with terminal.progress("audit", console) as on_progress:
-        proof = operate.audit_database(config.load(), checkpoint, on_progress)
+        proof, webhooks = operate.audit_database(config.load(), checkpoint, on_progress)
     terminal.write_line(f"{proof.events} events are as they were appended")
+    terminal.write_line(f"every event owed has its delivery, for {webhooks} outgoing webhooks")
     terminal.write_line(f"log {proof.bounds.log_id} checkpoint {proof.checkpoint}")
 
 

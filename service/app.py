@@ -4,52 +4,45 @@ Nothing is decided here but what is connected to what.
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from service.acks import Acks
 from service.admin import Admin
+from service.administering import open_administering
 from service.appender import Appender
-from service.audits import Audits
 from service.auth import Tokens
 from service.config import Settings
 from service.consumer import Consumers
 from service.consumer_api import ConsumerApi
 from service.dashboard.site import Parts, dashboard_routes
 from service.db import Pool, create_pool, prepare
-from service.documents import Documents
-from service.errors import Problem
+from service.delivery_api import DeliveryApi
+from service.delivery_list import DeliveryList
 from service.eventlog import EventLog
 from service.forget import forget_digests
-from service.history import History
 from service.hub import Hub
 from service.lag import watch_lag
 from service.lease import Leases
 from service.metrics import Metrics
 from service.migrate import check_schema
 from service.ops import Check, Ops
-from service.overview import Overview
 from service.pages import Pages
-from service.problems import (
-    Front,
-    answer_http_exception,
-    answer_problem,
-    answer_unknown,
-)
+from service.problems import Front
 from service.receive import ReceiveWebhook
+from service.relaying import Relaying, open_relaying
+from service.routes import Endpoints, application
 from service.sources import Sources
-from service.stats import Stats
 from service.stream import Stream
 from service.supervise import Loop, Supervisor
 from service.tail import Tail
 from service.turn import Turns
+from service.webhook_api import WebhookApi
 from service.window import Window
 
 log = logging.getLogger("causeway.app")
@@ -57,6 +50,7 @@ log = logging.getLogger("causeway.app")
 DATABASE_WAIT_S = 60.0
 STALE_READ_S = 5.0
 LOST_LOOPS = 3
+RELAY_CONNECTIONS = 3  # claim, record, and one for everything else
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +64,35 @@ class Service:
     tail: Tail
     window: Window
     eventlog: EventLog
+    relaying: Relaying
     metrics: Metrics
     supervisor: Supervisor
 
 
 @dataclass(frozen=True, slots=True)
 class _Database:
-    """Three ways to the database: readers that queue must delay neither the append nor the tail."""
+    """Ways to the database: readers that queue must delay neither append, tail nor relay."""
 
     direct_dsn: str
     readers: Pool
     writer: Pool
     tail: Pool
+    relay: Pool
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """What all parts stand on."""
+
+    settings: Settings
+    database: _Database
+    supervisor: Supervisor
+    metrics: Metrics
+    eventlog: EventLog
+    tokens: Tokens
+    sources: Sources
+    consumers: Consumers
+    window: Window
 
 
 @asynccontextmanager
@@ -93,45 +104,88 @@ async def open_service(
     `on_fatal` is called with a loop's name if it has ended for good. Raises SchemaError if the
     schema is not this code's, ConfigError if the database cannot be reached for a minute.
     """
-    sources = Sources(settings)
     async with AsyncExitStack() as stack:
-        database = await _open_database(stack, settings, dsn)
-        supervisor = await stack.enter_async_context(Supervisor(on_fatal))
-        metrics = Metrics()
-        metrics.watch_pool(database.readers.get_size, database.readers.get_idle_size)
-        eventlog = EventLog(database.readers, database.writer)
-        tokens = Tokens(settings, database.readers)
+        base = await _open_base(stack, settings, dsn, on_fatal)
+        supervisor, metrics, window = base.supervisor, base.metrics, base.window
+        eventlog, tokens, consumers = base.eventlog, base.tokens, base.consumers
         appender = _appender(settings, eventlog, metrics)
-        window = Window(max_events=settings.window_events, max_bytes=settings.window_bytes)
         hub = Hub(settings, tokens, metrics)
-        tail = _tail(settings, database, window, hub, metrics)
-        consumers = Consumers(database.readers)
-        leases = Leases(consumers, metrics)
-        acks = Acks(consumers)
+        relaying = open_relaying(stack, supervisor, settings, base.database.relay, metrics)
+        tail = _tail(base, hub, relaying)
+        acks, leases = Acks(consumers), Leases(consumers, metrics)
         turns = Turns(consumers, leases, acks, eventlog)
-        receive = ReceiveWebhook(settings, sources, appender, metrics)
+        receive = ReceiveWebhook(settings, base.sources, appender, metrics)
         stream = Stream(settings, eventlog, window, hub, tokens, turns, metrics)
-        pages = Pages(eventlog, window, tokens)
-        consumer_api = ConsumerApi(consumers, acks, eventlog, window, tokens)
-        history = History(database.readers)
-        stats = Stats(metrics, history, tail.head)
         ready = _ready(settings, supervisor, tail, hub)
-        overview = Overview(stats, history, sources, consumers, tokens, tail, ready)
-        audits = Audits(eventlog)
-        admin = Admin(tokens, eventlog, overview)
-        seen = (eventlog, history, window, stream, overview, audits, metrics)
-        dashboard = dashboard_routes(Parts(settings, tokens, sources, consumers, *seen))
-        ops = Ops(metrics, live={"loops": ready["loops"]}, ready=ready)
-        app = _starlette(receive, stream, pages, consumer_api, admin, ops, dashboard)
+        app = _application(base, receive, stream, acks, tail, relaying, ready)
         front = Front(app, {("POST", "/webhooks/bridge"): receive, ("GET", "/stream"): stream})
         vital = {"appender": appender.run, "pulse": hub.pulse}
         _start(supervisor, vital | {"leases": leases.renew, "acks": acks.run}, LOST_LOOPS)
-        _start(supervisor, {"tail": tail.run, "listen": tail.listen, "sources": sources.watch})
+        _start(supervisor, {"tail": tail.run, "listen": tail.listen, "sources": base.sources.watch})
         _start(supervisor, {"tokens": hub.check_tokens, "touch": tokens.touch})
-        _start(supervisor, {"stats": stats.run, "audits": audits.run})
         supervisor.start("lag", partial(watch_lag, consumers, metrics))
         supervisor.start("forget", partial(forget_digests, eventlog, settings.duplicate_window_s))
-        yield Service(front, app, appender, hub, tail, window, eventlog, metrics, supervisor)
+        yield Service(
+            front, app, appender, hub, tail, window, eventlog, relaying, metrics, supervisor
+        )
+
+
+async def _open_base(
+    stack: AsyncExitStack, settings: Settings, dsn: str, on_fatal: Callable[[str], None]
+) -> _Base:
+    sources = Sources(settings)
+    database = await _open_database(stack, settings, dsn)
+    metrics = Metrics()
+    metrics.watch_pool(database.readers.get_size, database.readers.get_idle_size)
+    return _Base(
+        settings,
+        database,
+        await stack.enter_async_context(Supervisor(on_fatal)),
+        metrics,
+        EventLog(database.readers, database.writer),
+        Tokens(settings, database.readers),
+        sources,
+        Consumers(database.readers),
+        Window(max_events=settings.window_events, max_bytes=settings.window_bytes),
+    )
+
+
+def _application(
+    base: _Base,
+    receive: ReceiveWebhook,
+    stream: Stream,
+    acks: Acks,
+    tail: Tail,
+    relaying: Relaying,
+    ready: dict[str, Check],
+) -> Starlette:
+    settings, eventlog, tokens, window = base.settings, base.eventlog, base.tokens, base.window
+    administering = open_administering(
+        base.supervisor,
+        base.database.readers,
+        metrics=base.metrics,
+        eventlog=eventlog,
+        sources=base.sources,
+        consumers=base.consumers,
+        tokens=tokens,
+        tail=tail,
+        ready=ready,
+    )
+    watched = (base.sources, base.consumers, eventlog, window, stream, administering, base.metrics)
+    webhooks, deliveries = relaying.webhooks, DeliveryList(base.database.readers)
+    return application(
+        Endpoints(
+            receive,
+            stream,
+            Pages(eventlog, window, tokens),
+            ConsumerApi(base.consumers, acks, eventlog, window, tokens),
+            Admin(tokens, eventlog, administering.overview),
+            WebhookApi(settings, webhooks, relaying.callbacks, eventlog, window, tokens),
+            DeliveryApi(webhooks, deliveries, relaying.replays, eventlog, tokens),
+            Ops(base.metrics, live={"loops": ready["loops"]}, ready=ready),
+            dashboard_routes(Parts(settings, tokens, *watched)),
+        )
+    )
 
 
 def _start(
@@ -145,14 +199,14 @@ async def _open_database(stack: AsyncExitStack, settings: Settings, dsn: str) ->
     direct = settings.database_direct_url
     direct_dsn = direct.get_secret_value() if direct else dsn
     role = await prepare(direct_dsn, check_schema, wait_s=DATABASE_WAIT_S)
-    readers = create_pool(
-        dsn, max_size=settings.pool_max_connections, role=role, is_pooler=direct is not None
-    )
+    pooled = partial(create_pool, dsn, role=role, is_pooler=direct is not None)
+    single = partial(create_pool, direct_dsn, role=role, max_size=1)
     return _Database(
         direct_dsn,
-        readers=await stack.enter_async_context(readers),
-        writer=await stack.enter_async_context(create_pool(direct_dsn, max_size=1, role=role)),
-        tail=await stack.enter_async_context(create_pool(direct_dsn, max_size=1, role=role)),
+        readers=await stack.enter_async_context(pooled(max_size=settings.pool_max_connections)),
+        writer=await stack.enter_async_context(single()),
+        tail=await stack.enter_async_context(single()),
+        relay=await stack.enter_async_context(pooled(max_size=RELAY_CONNECTIONS)),
     )
 
 
@@ -166,60 +220,17 @@ def _appender(settings: Settings, eventlog: EventLog, metrics: Metrics) -> Appen
     )
 
 
-def _tail(
-    settings: Settings, database: _Database, window: Window, hub: Hub, metrics: Metrics
-) -> Tail:
+def _tail(base: _Base, hub: Hub, relaying: Relaying) -> Tail:
     return Tail(
-        EventLog(database.tail),
-        window,
-        metrics,
-        dsn=database.direct_dsn,
-        poll_s=settings.poll_s,
-        preload_events=settings.window_events,
+        EventLog(base.database.tail),
+        base.window,
+        base.metrics,
+        dsn=base.database.direct_dsn,
+        poll_s=base.settings.poll_s,
+        preload_events=base.settings.window_events,
         on_changed=partial(hub.close_all, "diverged"),
+        on_news=relaying.relay.wake,
     )
-
-
-def _starlette(
-    receive: ReceiveWebhook,
-    stream: Stream,
-    pages: Pages,
-    consumers: ConsumerApi,
-    admin: Admin,
-    ops: Ops,
-    dashboard: Sequence[BaseRoute],
-) -> Starlette:
-    documents = Documents()
-    app = Starlette(
-        routes=[
-            Route("/webhooks/bridge", receive, methods=["POST"]),
-            Route("/webhooks/bridge/{source}", receive, methods=["POST"]),
-            Route("/stream", stream, methods=["GET"]),
-            Route("/events", pages.list_events),
-            Route("/events/{position}", pages.get_event),
-            Route("/consumers", consumers.list_consumers),
-            Route("/consumers/{name}", consumers.consumer, methods=["GET", "PUT", "DELETE"]),
-            Route("/consumers/{name}/ack", consumers.ack, methods=["POST"]),
-            Route("/api/tokens", admin.tokens, methods=["GET", "POST"]),
-            Route("/api/tokens/{token_id}", admin.token, methods=["DELETE"]),
-            Route("/api/sources", admin.sources),
-            Route("/api/stats", admin.stats),
-            Route("/api/log/checkpoint", admin.checkpoint),
-            Route("/metrics", ops.metrics),
-            Route("/livez", ops.livez),
-            Route("/readyz", ops.readyz),
-            Route("/openapi.json", documents.openapi),
-            Route("/asyncapi.json", documents.asyncapi),
-            *dashboard,
-        ],
-        exception_handlers={
-            Problem: answer_problem,
-            HTTPException: answer_http_exception,
-            Exception: answer_unknown,
-        },
-    )
-    app.router.redirect_slashes = False  # no path has two spellings: 404, not 307
-    return app
 
 
 def _ready(settings: Settings, supervisor: Supervisor, tail: Tail, hub: Hub) -> dict[str, Check]:

@@ -2,7 +2,8 @@
 
 Each row must follow the one before without a hole, its link must be the hash that the chain's rule
 gives, its digest that of its body, and every column what the body says. What was changed, removed
-or put in by somebody who got past the triggers is named by its position.
+or put in by somebody who got past the triggers is named by its position. Proves the deliveries as
+well: every event that a webhook was owed is delivered, pending or exhausted.
 """
 
 import asyncio
@@ -11,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from service.errors import LogDamaged, NotAnEvent
+from service.delivery import SCAN_POSITIONS, Deliveries
+from service.errors import DeliveryMissing, LogDamaged, NotAnEvent
 from service.event import GENESIS_POSITION, Event, chain_link, parse_event
 from service.eventlog import AuditRow, Bounds, EventLog
 
@@ -105,3 +107,23 @@ async def audit(
         if pause_s:
             await asyncio.sleep(pause_s)
     return Proof(total, bounds)
+
+
+async def audit_deliveries(deliveries: Deliveries) -> int:
+    """Look for events that a webhook was owed and that have no delivery; return how many webhooks.
+
+    What is after a webhook's cursor is pending by definition. Raises DeliveryMissing naming the
+    first one, LogUnavailable if the database is away.
+    """
+    backlogs = await deliveries.backlog()
+    for backlog in backlogs:
+        for after in range(backlog.accounted_from, backlog.cursor_position, SCAN_POSITIONS):
+            orphans, first = await deliveries.orphans(
+                backlog.webhook_id, after, after + SCAN_POSITIONS
+            )
+            if orphans:
+                raise DeliveryMissing(
+                    f"webhook {backlog.webhook_id} was owed the event at position {first}, which "
+                    f"has no delivery, like {orphans - 1} more soon after it: replay them"
+                )
+    return len(backlogs)

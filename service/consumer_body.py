@@ -1,19 +1,26 @@
 """The JSON that callers send about named consumers, checked: what is wrong is named."""
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
-from service.body import is_integer, is_text, is_uuid, parse_object, values_of
+from service.body import (
+    is_integer,
+    is_text,
+    is_uuid,
+    parse_begin,
+    parse_flag,
+    parse_object,
+    parse_types,
+    parse_values,
+)
 from service.consumer import Ack, check_name, is_name
-from service.cursor import Begin, Live, Place, Start, parse_place, parse_time
+from service.cursor import Begin, Place, parse_place
 from service.errors import BadRequest
-from service.filter import Filter, parse_topics
+from service.filter import Filter
 from service.turn import parse_shard
 
 DEFAULT_LEASE_S = 30
 MAX_LEASE_S = 3600
-_PLACE = re.compile(r"\d{1,18}(?:\.[0-9a-f]{8})?")
 _INT64 = 2**63
 
 
@@ -33,16 +40,14 @@ def parse_wish(name: str, body: bytes) -> ConsumerWish:
     if not is_name(name):
         raise BadRequest("a consumer's name has 1 to 63 of a-z, 0-9, `.`, `_` and `-`")
     known = ("start", "filter", "ack_mode", "lease_s", "reset")
-    fields = parse_object(body or b"{}", "the body", known)
+    fields = parse_object(body or b"{}", known)
     lease_s = fields.get("lease_s", DEFAULT_LEASE_S)
     if not is_integer(lease_s) or not 1 <= lease_s <= MAX_LEASE_S:
         raise BadRequest(f"lease_s: a whole number from 1 to {MAX_LEASE_S} was expected")
     ack_mode = fields.get("ack_mode", "explicit")
     if ack_mode not in ("auto", "explicit"):
         raise BadRequest("ack_mode: `auto` or `explicit` was expected")
-    is_reset = fields.get("reset", False)
-    if not isinstance(is_reset, bool):
-        raise BadRequest("reset: true or false was expected")
+    is_reset = parse_flag(fields, "reset")
     begin = parse_begin(fields.get("start", "now"))
     return ConsumerWish(begin, _parse_filter(fields.get("filter", {})), ack_mode, lease_s, is_reset)
 
@@ -50,7 +55,7 @@ def parse_wish(name: str, body: bytes) -> ConsumerWish:
 def parse_ack(name: str, body: bytes) -> Ack:
     """Return the acknowledgement of a POST. Raises BadRequest naming what is wrong."""
     check_name(name)
-    fields = parse_object(body, "the body", ("position", "shard", "lease"))
+    fields = parse_object(body, ("position", "shard", "lease"))
     place = _parse_position(fields.get("position"))
     lease = fields.get("lease")
     if lease is not None and (not is_integer(lease) or not 0 <= lease < _INT64):
@@ -69,38 +74,18 @@ def _parse_position(value: Any) -> Place:
     raise BadRequest("position: an event's position, or its id, was expected")
 
 
-def parse_begin(start: Any) -> Begin:
-    """Return where a consumer begins: now, start, a position or an id, a time."""
-    if start == "now":
-        return Live()
-    if start == "start":
-        return Start()
-    if is_integer(start) and 0 <= start < 10**18:
-        return Place(start)
-    if isinstance(start, str):
-        return (
-            parse_place(start, "start") if _PLACE.fullmatch(start) else parse_time(start, "start")
-        )
-    raise BadRequest("start: now, start, a position, an id or an ISO 8601 time was expected")
-
-
 def _parse_filter(value: Any) -> Filter:
     known = ("types", "item_ids", "account_ids", "user_uuids", "sources")
     if not isinstance(value, dict) or not value.keys() <= set(known):
         raise BadRequest(f"filter: an object with any of {', '.join(known)} was expected")
-    types = values_of(value, "types", is_text, "a list of types", "filter.")
-    try:
-        topics = None if types is None else parse_topics(types)
-    except ValueError as error:
-        raise BadRequest(f"filter.types: {error}") from error
     return Filter(
-        topics=topics,
-        item_ids=values_of(value, "item_ids", _is_id, "a list of integers", "filter."),
-        account_ids=values_of(value, "account_ids", _is_id, "a list of integers", "filter."),
-        user_uuids=values_of(
+        topics=parse_types(value, "filter."),
+        item_ids=parse_values(value, "item_ids", _is_id, "a list of integers", "filter."),
+        account_ids=parse_values(value, "account_ids", _is_id, "a list of integers", "filter."),
+        user_uuids=parse_values(
             value, "user_uuids", is_uuid, "a list of UUIDs in lower case", "filter."
         ),
-        sources=values_of(value, "sources", is_text, "a list of sources", "filter."),
+        sources=parse_values(value, "sources", is_text, "a list of sources", "filter."),
     )
 
 

@@ -7,11 +7,11 @@ errors become ours.
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import asyncpg
 
@@ -62,6 +62,7 @@ AWAY = (
     asyncpg.exceptions.OperatorInterventionError,
     asyncpg.exceptions.InsufficientResourcesError,
     asyncpg.exceptions.LockNotAvailableError,
+    asyncpg.exceptions.DeadlockDetectedError,
     asyncpg.exceptions.IdleInTransactionSessionTimeoutError,
     asyncpg.exceptions.ReadOnlySQLTransactionError,
     asyncpg.exceptions.PostgresSystemError,
@@ -120,6 +121,22 @@ async def fetch(
             except TimeoutError:
                 await _settle(connection)
                 raise
+
+
+@asynccontextmanager
+async def transaction(querier: Querier) -> AsyncIterator[Connection]:
+    """Give one session within a transaction, for statements that must stand together.
+
+    Raises LogUnavailable.
+    """
+    with translated():
+        if not isinstance(querier, asyncpg.Pool):
+            async with querier.transaction():
+                yield querier
+            return
+        acquired = querier.acquire(timeout=COMMAND_TIMEOUT_S)
+        async with acquired as connection, connection.transaction():
+            yield cast("Connection", connection)
 
 
 async def _settle(connection: "PoolConnection") -> None:

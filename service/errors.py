@@ -3,6 +3,7 @@
     CausewayError
     ├── ConfigError                      the start stops; names the setting
     ├── SchemaError                      the start stops; says which command to run
+    ├── DeliveryMissing                  an audit found an event that a webhook was owed
     └── Problem                          an answer to a caller: status, code, message
         ├── NotAnEvent          400 not_an_event          signed, but no event
         ├── BadRequest          400 bad_request           a parameter that cannot be understood
@@ -13,6 +14,9 @@
         ├── NotFound            404 not_found             no such path, event or token
         ├── UnknownSource       404 unknown_source        no secret is known for that source
         ├── UnknownConsumer     404 unknown_consumer      no consumer has that name
+        ├── UnknownWebhook      404 unknown_webhook       no outgoing webhook has that number
+        ├── UnknownDelivery     404 unknown_delivery      the webhook has none at that position
+        ├── UnknownReplay       404 unknown_replay        the webhook has none of that number
         ├── MethodNotAllowed    405 method_not_allowed
         ├── NotAcceptable       406 not_acceptable        no spelling that `Accept` allows
         ├── BodyTimeout         408 body_timeout          the body trickled in too slowly
@@ -22,6 +26,9 @@
         ├── ShardsHeld          409 shards_held           shards of another number are held
         ├── LeaseLost           409 lease_lost            a newer holder has taken over
         ├── AckAhead            409 ack_ahead             that event was not sent yet
+        ├── WebhooksOff         409 webhooks_off          CAUSEWAY_SECRET_KEY is not set
+        ├── TooManyWebhooks     409 too_many_webhooks     the application has as many as it may
+        ├── SecretUnreadable    409 secret_unreadable     CAUSEWAY_SECRET_KEY lacks its key
         ├── PositionPruned      410 position_pruned       gone; says what is left
         ├── BodyTooLarge        413 body_too_large
         ├── TooManyStreams      429 too_many_streams
@@ -47,6 +54,10 @@ class ConfigError(CausewayError):
 
 class SchemaError(CausewayError):
     """The database's schema does not fit this code. The message says which command to run."""
+
+
+class DeliveryMissing(CausewayError):
+    """An event that a webhook was owed has no delivery. The message names both."""
 
 
 class Problem(CausewayError):
@@ -107,6 +118,18 @@ class UnknownConsumer(Problem):
     status, code = 404, "unknown_consumer"
 
 
+class UnknownWebhook(Problem):
+    status, code = 404, "unknown_webhook"
+
+
+class UnknownDelivery(Problem):
+    status, code = 404, "unknown_delivery"
+
+
+class UnknownReplay(Problem):
+    status, code = 404, "unknown_replay"
+
+
 class MethodNotAllowed(Problem):
     status, code = 405, "method_not_allowed"
 
@@ -142,6 +165,18 @@ class LeaseLost(Problem):
 
 class AckAhead(Problem):
     status, code = 409, "ack_ahead"
+
+
+class WebhooksOff(Problem):
+    status, code = 409, "webhooks_off"
+
+
+class TooManyWebhooks(Problem):
+    status, code = 409, "too_many_webhooks"
+
+
+class SecretUnreadable(Problem):
+    status, code = 409, "secret_unreadable"
 
 
 class PositionPruned(Problem):

@@ -1,12 +1,10 @@
 """Every metric, declared once. Names are stable; base units; label sets are closed.
 
 One `Metrics` is one registry: a process has one, and each test its own. Hot paths use children that
-are bound here, and `DeliveryHistogram`, which counts a chunk of frames at the cost of one.
+are bound here, and the `DeliveryHistogram` of `latency.py`.
 """
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from prometheus_client import (
     CollectorRegistry,
@@ -18,18 +16,9 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 
-SHORT_BUCKETS_S = (
-    *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
-    *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
-)
-# To Bridge's and the relay's two days.
-LONG_BUCKETS_S = (
-    *SHORT_BUCKETS_S,
-    *(30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 43200.0, 86400.0, 172800.0),
-)
+from service.latency import LONG_BUCKETS_S, SHORT_BUCKETS_S, DeliveryHistogram
+
 BATCH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 OUTCOMES = (
@@ -53,75 +42,19 @@ CLOSE_REASONS = (
         "error",
     ),
 )
-VIA = ("stream",)
 LOGINS = ("good", "bad", "slowed")
+
+# How an attempt of the relay ends: an answer's class, what went wrong before there was one, or a
+# fault of ours.
+ATTEMPT_OUTCOMES = (
+    *("success", "redirect", "client_error", "gone", "throttled", "server_error"),
+    *("address_denied", "dns", "refused", "tls", "timeout", "connection", "protocol"),
+    *("event_gone", "internal"),
+)
+DISABLED_REASONS = ("gone", "failing", "log_diverged", "position_pruned")
 
 # A second series for each counter, which nobody reads.
 disable_created_metrics()  # type: ignore[no-untyped-call]
-
-
-@dataclass(frozen=True, slots=True)
-class Receipts:
-    """When some events were received (Unix, seconds), summed up once for all who deliver them."""
-
-    times_s: tuple[float, ...]
-    oldest_s: float
-    newest_s: float
-    total_s: float
-
-    @classmethod
-    def of(cls, times_s: Sequence[float]) -> "Receipts":
-        """Sum up `times_s`; with none, `oldest_s` is infinite: nothing to count."""
-        if not times_s:
-            return cls((), float("inf"), float("-inf"), 0.0)
-        return cls(tuple(times_s), min(times_s), max(times_s), sum(times_s))
-
-    def since(self, moment_s: float) -> "Receipts":
-        """Return those at or after `moment_s`."""
-        if self.oldest_s >= moment_s:
-            return self
-        return Receipts.of([time for time in self.times_s if time >= moment_s])
-
-
-class DeliveryHistogram(Collector):
-    """`causeway_delivery_seconds{via}`: received to written or acknowledged; the latency figure.
-
-    A collector of our own because a subscriber's chunk holds many events: `observe_many` finds the
-    bucket once where all of a chunk fall into the same one.
-    """
-
-    def __init__(self, name: str, documentation: str) -> None:
-        self._name = name
-        self._documentation = documentation
-        self._counts = {via: [0] * (len(LONG_BUCKETS_S) + 1) for via in VIA}
-        self._sums = dict.fromkeys(VIA, 0.0)
-
-    def observe_many(self, via: str, now_s: float, receipts: Receipts) -> None:
-        """Count one delivery at `now_s` (Unix, seconds) for each of `receipts` (at least one).
-
-        A clock that ran backwards counts as no delay.
-        """
-        counts = self._counts[via]
-        slowest = bisect_left(LONG_BUCKETS_S, now_s - receipts.oldest_s)
-        fastest = bisect_left(LONG_BUCKETS_S, now_s - receipts.newest_s)
-        if slowest == fastest:
-            counts[slowest] += len(receipts.times_s)
-        else:
-            for moment in receipts.times_s:
-                counts[bisect_left(LONG_BUCKETS_S, now_s - moment)] += 1
-        self._sums[via] += max(0.0, now_s * len(receipts.times_s) - receipts.total_s)
-
-    def collect(self) -> Iterable[Metric]:
-        """Yield the one family, as Prometheus wants it: cumulative buckets and a sum."""
-        family = HistogramMetricFamily(self._name, self._documentation, labels=["via"])
-        for via, counts in self._counts.items():
-            total = 0
-            buckets = []
-            for bound, count in zip((*LONG_BUCKETS_S, float("inf")), counts, strict=True):
-                total += count
-                buckets.append(("+Inf" if bound == float("inf") else str(bound), total))
-            family.add_metric([via], buckets, self._sums[via])
-        yield family
 
 
 class Metrics:
@@ -134,6 +67,7 @@ class Metrics:
         self._declare_stream()
         self._declare_consumers()
         self._declare_dashboard()
+        self._declare_relay()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -202,7 +136,8 @@ class Metrics:
         self.delivery = DeliveryHistogram(
             "causeway_delivery_seconds",
             "From the receipt of an event to its delivery: written to the socket of a subscriber "
-            "that was there when it was received (a replay of history is not a delay).",
+            "that was there when it was received, or acknowledged or given up by a webhook (a "
+            "replay of history is not a delay).",
         )
         self.registry.register(self.delivery)
         self.stream_subscribers = Gauge(
@@ -255,6 +190,62 @@ class Metrics:
         )
         for outcome in LOGINS:
             self.logins.labels(outcome)
+
+    def _declare_relay(self) -> None:
+        self.relay_attempts = Counter(
+            "causeway_relay_attempts_total",
+            "Calls of callbacks by how they ended.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        for outcome in ATTEMPT_OUTCOMES:
+            self.relay_attempts.labels(outcome)
+        self.relay_exhausted = Counter(
+            "causeway_relay_exhausted_total",
+            "Deliveries given up after their last attempt: kept, to be replayed.",
+            registry=self.registry,
+        )
+        self.relay_disabled = Counter(
+            "causeway_relay_disabled_total",
+            "Webhooks that the relay disabled, by reason: a person must act.",
+            ["reason"],
+            registry=self.registry,
+        )
+        for reason in DISABLED_REASONS:
+            self.relay_disabled.labels(reason)
+        self.relay_in_flight = Gauge(
+            "causeway_relay_in_flight",
+            "Calls of callbacks that are open, or whose result is not written down yet.",
+            registry=self.registry,
+        )
+        self._declare_backlog()
+
+    def _declare_backlog(self) -> None:
+        """What is known of each webhook from the database, the same in every process."""
+        self.relay_pending = Gauge(
+            "causeway_relay_pending",
+            "Deliveries that a webhook is owed, those still in the log included.",
+            ["webhook"],
+            registry=self.registry,
+        )
+        self.relay_oldest_pending = Gauge(
+            "causeway_relay_oldest_pending_seconds",
+            "Time since the receipt of the oldest event that a webhook is owed.",
+            ["webhook"],
+            registry=self.registry,
+        )
+        self.relay_circuit_open = Gauge(
+            "causeway_relay_circuit_open",
+            "1 while a webhook's callback fails and gets one probe at a time.",
+            ["webhook"],
+            registry=self.registry,
+        )
+        self.relay_orphans = Gauge(
+            "causeway_relay_orphans",
+            "Events that a webhook was owed and that have no delivery: anything but 0 is a defect.",
+            ["webhook"],
+            registry=self.registry,
+        )
 
     def watch_pool(self, connections: Callable[[], int], idle: Callable[[], int]) -> None:
         """Report the reading pool: `connections` it has, and how many of them are `idle`."""

@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
-from service.audit import Progress, Proof, audit
+from service.audit import Progress, Proof, audit, audit_deliveries
 from service.auth import Tokens
 from service.config import Settings
 from service.cursor import parse_place
 from service.db import Pool, create_pool, prepare
+from service.delivery import Deliveries
 from service.embedded import EmbeddedPostgres, default_data_dir
 from service.errors import ConfigError
 from service.eventlog import EventLog
@@ -28,19 +29,23 @@ def migrate_database(settings: Settings) -> list[str]:
         return asyncio.run(migrate(dsn))
 
 
-def audit_database(settings: Settings, checkpoint: str | None, on_progress: Progress) -> Proof:
-    """Prove the log, and that it holds `checkpoint` (`<position>.<link>`) if one is given.
+def audit_database(
+    settings: Settings, checkpoint: str | None, on_progress: Progress
+) -> tuple[Proof, int]:
+    """Prove the log and the deliveries; and that the log holds `checkpoint`, `<position>.<link>`.
 
-    Raises LogDamaged, LogDiverged, PositionAhead or PositionPruned.
+    Returns the log's proof, and for how many webhooks every event is accounted for. Raises
+    LogDamaged, LogDiverged, PositionAhead, PositionPruned or DeliveryMissing.
     """
 
-    async def work(pool: Pool) -> Proof:
+    async def work(pool: Pool) -> tuple[Proof, int]:
         eventlog = EventLog(pool)
         if checkpoint is not None:
             position, _, digits = checkpoint.partition(".")
             place = parse_place(f"{position}.{digits[:8]}", "--checkpoint")
             await eventlog.check(place.position, digits.lower())
-        return await audit(eventlog, on_progress)
+        proof = await audit(eventlog, on_progress)
+        return proof, await audit_deliveries(Deliveries(pool))
 
     return _run(settings, work)
 

@@ -88,6 +88,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         log.info("stopping", extra={"streams": len(self._service.hub)})
         self._service.window.close()
+        self._service.relaying.relay.stop()
         await self._drain()
         await super().shutdown(sockets)
         try:

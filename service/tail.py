@@ -47,7 +47,9 @@ class Tail:
         poll_s: float,
         preload_events: int,
         on_changed: Callable[[], None],
+        on_news: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_changed` is called if the log has another history, `on_news` at each wake-up."""
         self._eventlog = eventlog
         self._window = window
         self._metrics = metrics
@@ -55,6 +57,7 @@ class Tail:
         self._poll_s = poll_s
         self._preload_events = preload_events
         self._on_changed = on_changed
+        self._on_news = on_news
         self._wake = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
         self._read_at = self._checked_at = float("-inf")
@@ -124,6 +127,7 @@ class Tail:
     def _notified(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         self._known_head = max(self._known_head, int(str(payload)))
         self._wake.set()
+        self._on_news()
 
     async def _begin(self) -> None:
         """Fill the window with the newest events, so that who resumes finds them in memory."""

@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from service.auth import StoredToken
-from service.body import is_text, is_uuid, parse_object, values_of
+from service.body import is_text, is_uuid, parse_object, parse_types, parse_values
 from service.cursor import parse_time
 from service.errors import BadRequest
 from service.event import timestamp
-from service.filter import Filter, parse_topics
+from service.filter import Filter
 
 _KNOWN = ("name", "scope", "types", "sources", "user_uuids", "expires_at")
 _LAST_YEAR = 9998
@@ -27,21 +27,16 @@ class TokenWish:
 
 def parse_token(body: bytes) -> TokenWish:
     """Return the wish of a POST. Raises BadRequest naming what is wrong."""
-    fields = parse_object(body, "the body", _KNOWN)
+    fields = parse_object(body, _KNOWN)
     name, scope = fields.get("name"), fields.get("scope", "stream")
     if not isinstance(name, str) or not is_text(name):
         raise BadRequest("name: 1 to 128 printable characters were expected")
     if scope not in ("stream", "admin"):
         raise BadRequest("scope: `stream` or `admin` was expected")
-    types = values_of(fields, "types", is_text, "a list of types")
-    try:
-        topics = None if types is None else parse_topics(types)
-    except ValueError as error:
-        raise BadRequest(f"types: {error}") from error
     limits = Filter(
-        topics=topics,
-        sources=values_of(fields, "sources", is_text, "a list of sources"),
-        user_uuids=values_of(fields, "user_uuids", is_uuid, "a list of UUIDs in lower case"),
+        topics=parse_types(fields),
+        sources=parse_values(fields, "sources", is_text, "a list of sources"),
+        user_uuids=parse_values(fields, "user_uuids", is_uuid, "a list of UUIDs in lower case"),
     )
     return TokenWish(name, scope, limits, _expiry(fields.get("expires_at")))
 

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 from service.event import Event, cloudevent_block, sse_block
 from service.filter import Filter
-from service.metrics import Receipts
+from service.latency import Receipts
 
 CHUNK_BYTES = 256 * 1024
 KEPT_BYTES = 16 * 1024 * 1024  # of chunks in all views: readers far apart share none of them

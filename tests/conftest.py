@@ -8,13 +8,14 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 
 import asyncpg
 import hypothesis
 import pytest
+import uvloop
 
 from service.config import Settings
 from service.embedded import EmbeddedPostgres
@@ -22,12 +23,21 @@ from service.migrate import migrate
 from tests.running import Database, Running, make_settings, running_service
 
 TEMPLATE = "causeway_template"
+ON_BOTH_LOOPS = {"test_callback"}  # sockets and TLS differ between asyncio's loop and uvloop
 REQUIRE_ALL = bool(os.environ.get("CAUSEWAY_TEST_REQUIRE_ALL"))
 _numbers = itertools.count(1)
 
 # A busy machine is no bug: examples have no deadline of their own.
 hypothesis.settings.register_profile("causeway", deadline=None)
 hypothesis.settings.load_profile("causeway")
+
+
+def pytest_asyncio_loop_factories(
+    item: pytest.Item,
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run the tests of some modules on uvloop as well, which `serve` uses."""
+    both = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    return both if item.path.stem in ON_BOTH_LOOPS else {"asyncio": asyncio.new_event_loop}
 
 
 def need_program(name: str, *others: str) -> str:

@@ -94,7 +94,7 @@ def codes(response: Node) -> set[str]:
     return {
         resolved(openapi, example)["value"]["error"]["code"]
         for example in examples.get("examples", {}).values()
-        if "error" in resolved(openapi, example)["value"]
+        if isinstance(resolved(openapi, example)["value"].get("error"), dict)
     }
 
 

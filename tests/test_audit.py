@@ -7,12 +7,13 @@ import pytest
 
 from service import audit as audit_module
 from service.audit import Proof, audit
-from service.db import Connection
+from service.db import Connection, create_pool
 from service.errors import LogDamaged
 from service.event import NewEvent, parse_event
 from service.eventlog import EventLog
 from tests.bridge import TEST_EVENT, new_event
 from tests.commands import Done, command
+from tests.relaying import Desk, append
 from tests.running import Database
 
 EVENTS = 6
@@ -214,6 +215,24 @@ async def test_the_command_names_the_damage_and_shows_no_body(
     assert "position 4: item_id is not what the body says" in done.err
     assert "content" not in done.err
     assert "Traceback" not in done.err
+
+
+async def test_the_command_names_an_event_that_a_webhook_was_owed_and_has_no_delivery(
+    database: Database, owner: Connection
+) -> None:
+    async with create_pool(database.service_dsn, max_size=1) as pool:
+        desk = Desk(pool)
+        hook = await desk.add(types=["item.*"])
+        await append(desk.eventlog, 5)
+        await desk.claim(hook, room=3)  # three are deliveries, two are still in the log
+        await desk.add()
+        good = await run(database)
+        assert (good.code, good.err) == (0, "")
+        assert "every event owed has its delivery, for 2 outgoing webhooks" in good.out
+        await owner.execute("DELETE FROM causeway.delivery WHERE position = 2")
+        bad = await run(database)
+        assert (bad.code, bad.out) == (1, "")
+        assert f"webhook {hook.webhook_id} was owed the event at position 2" in bad.err
 
 
 async def test_a_checkpoint_that_is_none_is_a_sentence(database: Database, log: EventLog) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import httpx2
 import pytest
 
-from service import body as request_body
 from service.auth import Tokens
 from service.consumer import Consumers
 from service.errors import LogUnavailable
@@ -355,7 +354,7 @@ async def test_a_body_too_large_gets_413_before_it_is_read_to_its_end(
 async def test_a_body_that_trickles_in_gets_408(
     service: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(request_body, "BODY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("service.body.TIMEOUT_S", 0.2)
     head = f"PUT {PATH} HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n"
     async with wire(service.url) as connection:
         await connection.send(f"{head}Authorization: Bearer {STREAM_TOKEN}\r\n\r\n{{".encode())

@@ -93,7 +93,7 @@ def test_axe_finds_nothing_on_any_page(site: Site, scheme: str) -> None:
 
 
 def test_axe_finds_nothing_on_the_login(site: Site) -> None:
-    process, browser = site
+    _process, browser = site
     cookies = browser.driver.get_cookies()
     browser.driver.delete_all_cookies()
     for scheme in ("light", "dark"):
@@ -116,7 +116,7 @@ def test_axe_would_find_something(site: Site) -> None:
 
 
 def test_nothing_that_comes_from_an_event_or_a_name_runs(site: Site) -> None:
-    process, browser = site
+    _process, browser = site
     browser.complaints()
     for path in paths():
         browser.open(path)
@@ -147,7 +147,7 @@ def test_the_policy_stops_what_would_run_all_the_same(site: Site) -> None:
 
 
 def test_no_page_is_heavy_and_none_asks_another_host(site: Site) -> None:
-    process, browser = site
+    _process, browser = site
     browser.driver.execute_cdp_cmd("Network.clearBrowserCache", {})
     host = urlsplit(process.url).netloc
     for path in paths():
@@ -177,7 +177,7 @@ def _weight(process: Process, browser: Browser, path: str) -> int:
 
 def test_a_thousand_events_a_second_leave_the_page_usable(site: Site) -> None:
     """The bound: however much comes, the table keeps 200 rows, the newest on top, no hole."""
-    process, browser = site
+    _process, browser = site
     browser.open("/dashboard/events")
     browser.sees("live", "#state")
     head = 0

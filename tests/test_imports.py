@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 SERVICE = Path(__file__).parent.parent / "service"
-ENDPOINTS = {"receive", "stream", "pages", "ops", "consumer_api", "documents", "admin"}
+ENDPOINTS = {
+    *("receive", "stream", "pages", "ops", "documents"),
+    *("consumer_api", "webhook_api", "delivery_api", "admin"),
+}
 HTTP = {"starlette", "uvicorn", "httptools", "httpx2"}
-PURE = {"signature", "event", "filter", "address", "window", "errors"}
+PURE = {"signature", "event", "filter", "address", "callback_url", "window", "errors"}
 # Of the dashboard, what is a page: each is an endpoint; the others are what pages share.
 PAGES = {
     f"dashboard/{name}"
@@ -72,29 +75,37 @@ def test_only_config_reads_the_environment() -> None:
         assert "getenv" not in source, module
 
 
-def test_only_the_eventlog_and_auth_use_their_sql() -> None:
+def test_each_file_of_sql_has_one_module_that_uses_it() -> None:
+    owners = {"token": "auth"} | {
+        name: name
+        for name in (
+            *("eventlog", "history", "consumer"),
+            *("webhook", "delivery", "delivery_list", "replay"),
+        )
+    }
     users = {
         name: {m for m in MODULES if f'statements("{name}")' in (SERVICE / f"{m}.py").read_text()}
-        for name in ("eventlog", "token", "history", "consumer")
+        for name in (path.stem for path in (SERVICE.parent / "sql").glob("*.sql"))
     }
-    assert users == {
-        "eventlog": {"eventlog"},
-        "token": {"auth"},
-        "history": {"history"},
-        "consumer": {"consumer"},
-    }
+    assert users == {name: {owner} for name, owner in owners.items()}
 
 
 def test_nothing_below_the_endpoints_knows_http() -> None:
-    edge = ENDPOINTS | {"app", "server", "problems", "serve", "writer"}
-    clients = {"client", "client_sync", "connection", "simulate", "demo"}
+    edge = ENDPOINTS | {"app", "routes", "server", "problems", "serve", "writer"}
+    clients = {"client", "client_sync", "connection", "simulate", "demo", "callback_connection"}
     for module in set(MODULES) - edge - clients - DASHBOARD:
         assert not imports_of(module) & HTTP, module
 
 
-@pytest.mark.parametrize("module", ["signature", "event", "filter", "address"])
+@pytest.mark.parametrize("module", ["signature", "event", "filter", "address", "callback_url"])
 def test_the_pure_core_has_no_io(module: str) -> None:
     assert not imports_of(module) & {"asyncio", "asyncpg", "socket", "logging", *HTTP}
+
+
+def test_the_relay_reaches_callbacks_through_their_client_only() -> None:
+    parts = {"service.callback_connection", "service.callback_pool", "service.resolver"}
+    users = {m for m in MODULES if imports_of(m) & parts}
+    assert users == {"callback", "callback_pool"}
 
 
 def test_the_window_knows_neither_sql_nor_http() -> None:

@@ -11,13 +11,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics import (
-    CLOSE_REASONS,
-    LONG_BUCKETS_S,
-    DeliveryHistogram,
-    Metrics,
-    Receipts,
-)
+from service.latency import LONG_BUCKETS_S, DeliveryHistogram, Receipts
+from service.metrics import CLOSE_REASONS, Metrics
 
 NOW = 1_700_000_000.0
 TIMES = st.lists(
@@ -33,14 +28,18 @@ def buckets(histogram: DeliveryHistogram) -> dict[float, float]:
     return {
         float(sample.labels["le"]): sample.value
         for sample in family.samples
-        if sample.name.endswith("_bucket")
+        if sample.name.endswith("_bucket") and sample.labels["via"] == "stream"
     }
 
 
 def value(histogram: DeliveryHistogram, suffix: str) -> float:
     """Return the sum or the count of `stream`."""
     [family] = histogram.collect()
-    [found] = [sample.value for sample in family.samples if sample.name.endswith(suffix)]
+    [found] = [
+        sample.value
+        for sample in family.samples
+        if sample.name.endswith(suffix) and sample.labels["via"] == "stream"
+    ]
     return found
 
 
@@ -112,6 +111,7 @@ def test_the_delivery_histogram_is_valid_text() -> None:
     found = {
         (sample.name.removeprefix(family.name), sample.labels.get("le")): sample.value
         for sample in family.samples
+        if sample.labels["via"] == "stream"
     }
     assert found["_bucket", "0.0005"] == 0
     assert found["_bucket", "0.001"] == 1

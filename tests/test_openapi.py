@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -12,7 +12,7 @@ import yaml
 from jsonschema import Draft7Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from service import __version__, admin, pages, payloads, stream
+from service import __version__, admin, delivery_wish, pages, payloads, stream
 from service.documents import ASYNCAPI, OPENAPI, document_text
 from service.errors import Problem
 from service.metrics import CLOSE_REASONS
@@ -29,9 +29,13 @@ from tests.described import (
     query_names,
     resolved,
 )
+from tests.logkeeping import Owner
+from tests.relayed import deliver
+from tests.relaying import RELAY
 from tests.running import ADMIN_TOKEN, SECRET, Running, eventually
 from tests.sse import Parser
 
+Start = Callable[..., Awaitable[Running]]
 MESSAGES = asyncapi["components"]["messages"]
 ADMIN = {"authorization": f"Bearer {ADMIN_TOKEN}"}
 UNWRITTEN = {"client", "send_timeout", "refused", "error"}  # nobody is there to read these reasons
@@ -108,6 +112,7 @@ def test_every_query_parameter_is_described_and_nothing_else_is() -> None:
         "/stream": stream.PARAMS,
         "/events": pages.PARAMS,
         "/api/stats": admin.STATS_PARAMS,
+        "/api/webhooks/{id}/deliveries": delivery_wish.PARAMS,
     }
     for path, method, operation in operations():
         assert query_names(path, operation) == known.get(path, set()), (path, method)
@@ -243,14 +248,24 @@ async def test_the_command_prints_what_the_service_answers() -> None:
     assert yaml.safe_load((await command("openapi", "--asyncapi")).out) == asyncapi
 
 
-async def test_every_get_answers_head(service: Running) -> None:
+async def test_every_get_answers_head(start: Start, owner: Owner) -> None:
+    service = await start(**RELAY)
     async with httpx2.AsyncClient(base_url=service.url, headers=ADMIN) as client:
         await bridge.post(service.url, bridge.body())
         assert (await client.put("/consumers/billing")).status_code == 201
+        webhook = await client.post("/api/webhooks", json={"url": "http://127.0.0.1:9/"})
+        webhook_id = webhook.json()["id"]
+        await deliver(owner, webhook_id, "delivered", 1)
+        replay = await client.post(f"/api/webhooks/{webhook_id}/replays", json={})
+        known = {
+            "position": 1,
+            "name": "billing",
+            "id": webhook_id,
+            "replay_id": replay.json()["id"],
+        }
         for path, method, _ in operations():
             if method == "GET":
-                concrete = path.replace("{position}", "1").replace("{name}", "billing")
-                response = await client.head(concrete)
+                response = await client.head(path.format(**known))
                 assert response.status_code == 200, path
                 assert response.content == b""
 
@@ -259,7 +274,7 @@ async def test_every_path_refuses_a_method_that_it_does_not_know(service: Runnin
     shared = openapi["components"]["responses"]["MethodNotAllowed"]
     async with httpx2.AsyncClient(base_url=service.url) as client:
         for path in openapi["paths"]:
-            response = await client.request("PATCH", path.replace("{", "").replace("}", ""))
+            response = await client.request("TRACE", path.replace("{", "").replace("}", ""))
             assert response.status_code == 405
             assert {response.json()["error"]["code"]} == codes(shared)
             assert set(shared["headers"]) <= {n.title() for n in response.headers}
@@ -328,6 +343,39 @@ async def test_real_answers_about_consumers_are_as_described(service: Running) -
         await check(client, "DELETE", one, 204, url="/consumers/billing")
         await check(client, "GET", one, 404, url="/consumers/billing")
         await check(client, "GET", "/stream", 404, url="/stream?consumer=billing")
+
+
+async def test_real_answers_about_webhooks_are_as_described(start: Start) -> None:
+    service = await start(**RELAY)
+    many, one = "/api/webhooks", "/api/webhooks/{id}"
+    async with httpx2.AsyncClient(base_url=service.url, headers=ADMIN) as client:
+        await bridge.post(service.url, bridge.body())
+        wish = {"url": "http://127.0.0.1:9/", "types": ["item.*"], "headers": {"X-Api-Key": "k"}}
+        made = await check(client, "POST", many, 201, json=wish)
+        url = f"{many}/{made.json()['id']}"
+        await check(client, "POST", many, 400, json={})
+        await check(client, "POST", many, 409, json=wish | {"start": 7})
+        await check(client, "POST", many, 413, content=b" " * 70_000)
+        await check(client, "GET", many, 200)
+        await check(client, "GET", many, 401, headers={"authorization": "Bearer no"})
+        await check(client, "GET", many, 403, headers=service.headers)
+        await check(client, "GET", one, 200, url=url)
+        await check(client, "GET", one, 404, url=f"{many}/999")
+        await check(client, "PATCH", one, 200, url=url, json={"name": "Billing", "types": None})
+        await check(client, "PATCH", one, 400, url=url, json={"ordered": True})
+        await check(client, "POST", f"{one}/rotate", 200, url=f"{url}/rotate")
+        await check(client, "POST", f"{one}/test", 200, url=f"{url}/test")
+        await check(client, "POST", f"{one}/disable", 200, url=f"{url}/disable")
+        ahead = {"start": 9}
+        await check(client, "POST", f"{one}/enable", 409, url=f"{url}/enable", json=ahead)
+        await check(client, "POST", f"{one}/enable", 200, url=f"{url}/enable")
+        await check(client, "DELETE", one, 204, url=url)
+        await check(client, "DELETE", one, 404, url=url)
+    off = await start()
+    async with httpx2.AsyncClient(base_url=off.url, headers=ADMIN) as client:
+        for path, method, _ in operations():
+            if path.startswith(many):
+                await check(client, method, path, 409, url=path.replace("{id}", "1"))
 
 
 async def test_real_answers_to_whoever_administers_are_as_described(service: Running) -> None:

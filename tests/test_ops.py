@@ -10,7 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service import app as app_module
 from service.db import Connection
-from service.metrics import CLOSE_REASONS, OUTCOMES, VIA
+from service.latency import VIA
+from service.metrics import CLOSE_REASONS, OUTCOMES
 from tests.bridge import body, post
 from tests.conftest import need_program
 from tests.raw import Gate

@@ -20,6 +20,7 @@ from service import stream
 from service.signature import HEADER, sign
 from tests import bridge
 from tests.described import codes, openapi
+from tests.relaying import KEY
 from tests.running import SECRET, Database, Process, environment, service_process
 
 WITHIN_S = 60
@@ -30,7 +31,11 @@ EVENTS = 30
 @pytest.fixture
 def process(database: Database, tmp_path: Path) -> Iterator[Process]:
     """A service with some events and a consumer."""
-    env = environment(DATABASE_URL=database.service_dsn)
+    env = environment(
+        DATABASE_URL=database.service_dsn,
+        CAUSEWAY_SECRET_KEY=KEY,
+        CAUSEWAY_RELAY_ALLOWED_NETWORKS="127.0.0.0/8",
+    )
     with service_process(env, tmp_path / "log") as running:
         with httpx2.Client(base_url=running.url, headers=running.headers) as client:
             for number in range(EVENTS):

@@ -3,8 +3,8 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.body import parse_begin
 from service.consumer import Consumer, Consumers
-from service.consumer_body import parse_begin
 from service.cursor import resolve
 from service.dashboard.door import Form, one
 from service.dashboard.search import describe_filter

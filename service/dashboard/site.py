@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from service.audits import Audits
+from service.administering import Administering
 from service.auth import Tokens
 from service.config import Settings
 from service.consumer import Consumers
@@ -24,9 +24,7 @@ from service.dashboard.sources import SourcesPage
 from service.dashboard.tokens import TokensPage
 from service.errors import NotFound
 from service.eventlog import EventLog
-from service.history import History
 from service.metrics import Metrics
-from service.overview import Overview
 from service.sources import Sources
 from service.stream import Stream
 from service.window import Window
@@ -41,11 +39,9 @@ class Parts:
     sources: Sources
     consumers: Consumers
     eventlog: EventLog
-    history: History
     window: Window
     stream: Stream
-    overview: Overview
-    audits: Audits
+    administering: Administering
     metrics: Metrics
 
 
@@ -65,11 +61,11 @@ def dashboard_routes(parts: Parts) -> Sequence[BaseRoute]:
 
 
 def _looking(parts: Parts, door: Door) -> Sequence[BaseRoute]:
-    home = Home(parts.overview, parts.eventlog)
-    events = Events(parts.eventlog, parts.history)
+    home = Home(parts.administering.overview, parts.eventlog)
+    events = Events(parts.eventlog, parts.administering.history)
     event = EventPage(parts.eventlog, parts.consumers)
-    items = Items(parts.eventlog, parts.history)
-    sources = SourcesPage(parts.overview, parts.sources, parts.metrics)
+    items = Items(parts.eventlog, parts.administering.history)
+    sources = SourcesPage(parts.administering.overview, parts.sources, parts.metrics)
     return [
         Route("/dashboard", door.guard(home.page)),
         Route("/dashboard/alarms", door.guard(home.alarms, is_quiet=True)),
@@ -86,7 +82,7 @@ def _looking(parts: Parts, door: Door) -> Sequence[BaseRoute]:
 def _acting(parts: Parts, door: Door) -> Sequence[BaseRoute]:
     consumers = ConsumersPage(parts.consumers, parts.eventlog, parts.window)
     tokens = TokensPage(parts.tokens)
-    log = LogPage(parts.eventlog, parts.history, parts.audits)
+    log = LogPage(parts.eventlog, parts.administering.history, parts.administering.audits)
     one = "/dashboard/consumers/{name}"
     return [
         Route("/dashboard/consumers", door.guard(consumers.page)),

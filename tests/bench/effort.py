@@ -29,6 +29,9 @@ class Effort:
     ack_connections: int
     ack_s: float
     ack_events: int  # that were sent, and are acknowledged again and again
+    relay_events: int  # in one turn
+    relay_s: float
+    relay_pending: int
 
 
 FULL = Effort(
@@ -51,6 +54,9 @@ FULL = Effort(
     ack_connections=1024,
     ack_s=4.0,
     ack_events=100_000,
+    relay_events=20_000,
+    relay_s=10.0,
+    relay_pending=100_000,
 )
 QUICK = Effort(
     name="quick",
@@ -72,6 +78,9 @@ QUICK = Effort(
     ack_connections=1024,
     ack_s=2.0,
     ack_events=40_000,
+    relay_events=10_000,
+    relay_s=4.0,
+    relay_pending=100_000,
 )
 SMOKE = Effort(
     name="smoke",
@@ -93,4 +102,7 @@ SMOKE = Effort(
     ack_connections=8,
     ack_s=0.5,
     ack_events=500,
+    relay_events=500,
+    relay_s=0.2,
+    relay_pending=1000,
 )

@@ -90,7 +90,7 @@ class Recorder:
 async def measure(postgres: EmbeddedPostgres, effort: Effort) -> list[Figure]:
     """Return p50 and p99 of the way of an event, of the answer, and of a bare commit."""
     async with fresh_database(postgres) as database:
-        commits = await _bare_commits(database, effort.commits)
+        commits = await bare_commits(database, effort.commits)
         syncs = list(fdatasyncs(postgres.data_dir, effort.commits))
         answers, deliveries = _run(database, effort)
     committed, received = (
@@ -148,7 +148,7 @@ def _service(database: Database) -> Iterator[int]:
         yield int(process.url.rpartition(":")[2])
 
 
-async def _bare_commits(database: Database, count: int) -> list[float]:
+async def bare_commits(database: Database, count: int) -> list[float]:
     """Return how long each single row took to be inserted and committed; seconds."""
     connection = await asyncpg.connect(database.owner_dsn)
     try:

@@ -1,0 +1,65 @@
+"""The relay's part of the assembly: everything about outgoing webhooks but their endpoints."""
+
+import logging
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+
+from service.callback import Callbacks
+from service.callback_url import AddressPolicy
+from service.config import Settings
+from service.db import Pool
+from service.delivery import Deliveries
+from service.metrics import Metrics
+from service.relay import Relay
+from service.relay_watch import RelayWatch, keep_sealed, prune_deliveries
+from service.replay import Replays
+from service.seal import Sealer
+from service.supervise import Supervisor
+from service.webhook import Webhooks
+
+log = logging.getLogger("causeway.relaying")
+
+
+@dataclass(frozen=True, slots=True)
+class Relaying:
+    """The parts that endpoints and tests meet."""
+
+    webhooks: Webhooks
+    deliveries: Deliveries
+    callbacks: Callbacks
+    replays: Replays
+    relay: Relay
+
+
+def open_relaying(
+    stack: AsyncExitStack,
+    supervisor: Supervisor,
+    settings: Settings,
+    database: Pool,
+    metrics: Metrics,
+) -> Relaying:
+    """Make the parts and start their loops; at the end of `stack` calls end before the loops do."""
+    sealer = Sealer(settings.secret_keys) if settings.secret_keys else None
+    webhooks = Webhooks(database, sealer, max_per_application=settings.relay_max_webhooks)
+    deliveries = Deliveries(database)
+    callbacks = Callbacks(
+        AddressPolicy(settings.relay_allowed_networks),
+        timeout_s=settings.relay_timeout_s,
+        max_idle=settings.relay_concurrency,
+    )
+    stack.push_async_callback(callbacks.close)
+    relay = Relay(settings, webhooks, deliveries, callbacks, metrics)
+    replays = Replays(database)
+    watch = RelayWatch(deliveries, metrics)
+    if sealer is not None:
+        supervisor.start("seals", partial(keep_sealed, webhooks))
+    supervisor.start("relay", relay.run)
+    supervisor.start("recorder", relay.record)
+    supervisor.start("replays", partial(replays.run, relay.wake))
+    supervisor.start("backlog", watch.run)
+    supervisor.start(
+        "prune_deliveries", partial(prune_deliveries, deliveries, settings.relay_retention_s)
+    )
+    stack.push_async_callback(relay.drain, settings.shutdown_s)
+    return Relaying(webhooks, deliveries, callbacks, replays, relay)

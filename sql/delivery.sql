@@ -1,0 +1,75 @@
+-- The statements of service/delivery.py.
+
+-- name: claim
+-- $1 webhooks, $2 their versions, $3 room, $4 looked through to; $5 lease in seconds; $6 bytes of
+-- bodies and $7 positions for each webhook at most; $8 back-fill a second. See the function.
+SELECT hook, outcome, reason, wait_s, scanned_to, claim_id, event_position, attempt, step_number,
+    early_s, is_measured, event_link, event_received_at, event_body
+FROM causeway.claim_deliveries($1, $2, $3, $4, $5, $6, $7, $8);
+
+-- name: record
+-- $1..$13: one array for each column of an ended attempt; $14 failures that open the circuit; $15
+-- how long it stays open at most; $16 how long a webhook may fail. A row for each change of health.
+SELECT hook, change
+FROM causeway.record_attempts($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16);
+
+-- name: backlog
+-- $1: positions after a cursor that are looked through; what is beyond counts as if it matched. A row
+-- for each webhook that is not deleted: what is pending, since when the oldest of it waits (NULL: it
+-- waits for nothing), how many were given up. Indexes: delivery_due, delivery_exhausted, event_pkey.
+SELECT webhook.webhook_id, waiting.rows + after.events + greatest(0, head.position - after.scanned_to)
+        AS pending,
+    extract(epoch FROM clock_timestamp() - least(oldest.received_at, after.received_at))::float8
+        AS oldest_s,
+    (
+        SELECT count(*)
+        FROM causeway.delivery
+        WHERE webhook_id = webhook.webhook_id AND state = 'exhausted'
+    ) AS exhausted,
+    webhook.open_until IS NOT NULL AND webhook.disabled_at IS NULL AS is_open,
+    webhook.cursor_position, webhook.accounted_from, webhook.version
+FROM causeway.webhook
+CROSS JOIN LATERAL (
+    SELECT coalesce(max(event.position), (SELECT anchor_position FROM causeway.log)) AS position
+    FROM causeway.event
+) AS head
+CROSS JOIN LATERAL (
+    SELECT count(*) AS rows, min(position) AS position
+    FROM causeway.delivery
+    WHERE webhook_id = webhook.webhook_id AND state = 'pending'
+) AS waiting
+LEFT JOIN causeway.event AS oldest ON oldest.position = waiting.position
+CROSS JOIN LATERAL (
+    SELECT count(*) AS events, min(received_at) AS received_at,
+        least(head.position, webhook.cursor_position + $1::bigint) AS scanned_to
+    FROM causeway.event
+    WHERE position > webhook.cursor_position
+        AND position <= least(head.position, webhook.cursor_position + $1::bigint)
+        AND (webhook.topics IS NULL OR topic LIKE ANY (causeway.topic_patterns(webhook.topics)))
+        AND (webhook.sources IS NULL OR source = ANY (webhook.sources))
+) AS after
+WHERE webhook.deleted_at IS NULL
+ORDER BY webhook.webhook_id;
+
+-- name: orphans
+-- $1: a webhook; $2, $3: positions, exclusive and inclusive, a range that its cursor has passed. How
+-- many matching events have no delivery although they are accounted for, and the first of them: none,
+-- if all is well. Indexes: event_pkey, delivery_pkey.
+SELECT count(*) AS orphans, min(event.position) AS first_position
+FROM causeway.webhook
+JOIN causeway.event
+    ON event.position > greatest($2, webhook.accounted_from)
+    AND event.position <= least($3, webhook.cursor_position)
+    AND (webhook.topics IS NULL OR event.topic LIKE ANY (causeway.topic_patterns(webhook.topics)))
+    AND (webhook.sources IS NULL OR event.source = ANY (webhook.sources))
+WHERE webhook.webhook_id = $1
+    AND webhook.deleted_at IS NULL
+    AND NOT EXISTS (
+        SELECT
+        FROM causeway.delivery
+        WHERE delivery.webhook_id = webhook.webhook_id AND delivery.position = event.position
+    );
+
+-- name: prune
+-- $1: a time; $2: deliveries at most. How many were forgotten; see the function.
+SELECT causeway.prune_deliveries($1, $2) AS forgotten;
