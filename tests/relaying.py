@@ -27,7 +27,7 @@ _TIMES = {
     "webhook": (
         *("failing_since", "open_until", "backfilled_at", "previous_secret_until", "enabled_at"),
     ),
-    "delivery": ("due_at",),
+    "delivery": ("due_at", "retry_at"),
     "replay": ("advanced_at",),
 }
 

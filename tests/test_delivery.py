@@ -225,10 +225,13 @@ async def test_the_circuit_opens_probes_one_by_one_and_closes(
     [probe] = await desk.claim(hook, room=10)
     assert probe.step == 1
     assert await desk.end(probe, state="delivered") == ["closed"]
-    # What waits for its retry is hurried, at no cost of a step.
+    # What waits for its retry is hurried, the oldest first, and at no cost of a step.
     rest = await desk.claim(hook, room=50)
-    assert sorted({probe.position} | {it.position for it in rest}) == list(range(1, 51))
-    assert {it.step for it in rest} == {0}
+    assert [it.position for it in rest] == list(range(2, 51))
+    assert all(it.early_s for it in rest[:4])
+    await desk.end(rest[0], state="pending", due_in_s=rest[0].early_s)
+    assert await desk.claim(hook) == []
+    assert (desk.outlooks[hook.webhook_id].wait_s or 0) > 25  # a lease; its own time is later
 
 
 async def test_many_failures_at_once_open_the_circuit_for_no_longer_than_a_few(desk: Desk) -> None:
@@ -240,6 +243,14 @@ async def test_many_failures_at_once_open_the_circuit_for_no_longer_than_a_few(d
     assert await desk.end(*claimed[30:], state="pending", due_in_s=60.0) == []
     assert await desk.claim(hook) == []
     assert 4 < (desk.outlooks[hook.webhook_id].wait_s or 0) <= 5
+
+
+async def test_events_that_are_gone_do_not_open_the_circuit(desk: Desk) -> None:
+    hook = await desk.add()
+    await append(desk.eventlog, 10)
+    claimed = await desk.claim(hook)
+    assert await desk.end(*claimed, state="exhausted", error="event_gone", status=None) == []
+    assert (await desk.webhooks.read(hook.webhook_id)).failures == 0
 
 
 async def test_a_probe_that_was_not_sent_lets_another_try(desk: Desk, owner: Connection) -> None:

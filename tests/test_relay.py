@@ -581,9 +581,7 @@ async def test_the_backlog_and_the_circuit_are_metrics_and_vanish_with_the_webho
     await change_url(running, hook, receiver.url + "/good")
     await pass_time(owner, 60)
     await eventually(lambda: shows(pending=0, oldest_pending_seconds=0, circuit_open=0, orphans=0))
-    await owner.execute("DELETE FROM causeway.delivery WHERE position = 7")
-    await append(running.service.eventlog)
-    assert sample(running, "relay_in_flight") >= 0
+    await eventually(lambda: sample(running, "relay_in_flight") == 0)
     await running.service.relaying.webhooks.delete(hook.webhook_id)
     await eventually(lambda: not shows(pending=0) and not shows(circuit_open=0))
 
@@ -694,9 +692,9 @@ async def test_no_secret_header_url_or_body_is_ever_logged(
     await attempted(owner, 6 * len(paths) - 10)
     await disabled(running, hooks[2])
     await opened(running, hooks[1])
+    await eventually(lambda: "webhook disabled" in caplog.text)
+    await eventually(lambda: "one probe at a time" in caplog.text)
     lines = [JsonFormatter().format(record) for record in caplog.records]
-    assert any("webhook disabled" in line for line in lines)
-    assert any("one probe at a time" in line for line in lines)
     hidden = ["in-the-url", "in-a-header", "in-the-body", str(RELAY["secret_key"])]
     hidden += [secret.removeprefix("whsec_") for secret in secrets]
     for line in (*lines, caplog.text):

@@ -41,8 +41,8 @@ class Clock:
         """Wait until one more attempt is recorded; return the delivery's state then."""
         async with asyncio.timeout(10):
             while True:
-                [row] = await self._owner.fetch(LOOK)
-                if row["attempts"] > self.attempts and row["is_recorded"]:
+                row = await self._owner.fetchrow(LOOK)
+                if row is not None and row["attempts"] > self.attempts and row["is_recorded"]:
                     break
                 await asyncio.sleep(0.02)
         assert row["attempts"] == self.attempts + 1

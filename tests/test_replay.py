@@ -106,7 +106,7 @@ async def test_one_that_waits_for_its_retry_is_due_at_once(
     await deliver(owner, hook, "pending", 1)
     assert await replays.one(hook, 1) == "pending"
     row = (await rows(owner, hook))[1]
-    assert (row["when"], row["step"], row["is_replay"]) == ("now", 3, False)
+    assert (row["when"], row["step"], row["is_replay"]) == ("now", 4, False)
 
 
 async def test_one_that_is_being_sent_is_left_alone(

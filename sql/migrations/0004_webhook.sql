@@ -66,6 +66,8 @@ CREATE TABLE causeway.delivery (
     -- When a pending one may be sent. For one that is being sent: when its lease ends. Infinity: held
     -- until the one before it, of the same key, is settled.
     due_at timestamptz NOT NULL,
+    -- When its next retry is due by the schedule; an attempt before that costs no step.
+    retry_at timestamptz,
     -- Which claim is sending it; what an older claim says about a failure is ignored.
     claim bigint,
     -- Attempts that have begun, and how far it is on the schedule of backoff.py.
@@ -259,7 +261,7 @@ BEGIN
         -- 1. What is due. A probe may also take the oldest that waits: it does not cost it a step.
         RETURN QUERY
         WITH due AS (
-            SELECT position, due_at
+            SELECT position
             FROM delivery
             WHERE webhook_id = hook
                 AND state = 'pending'
@@ -269,7 +271,7 @@ BEGIN
             FOR UPDATE SKIP LOCKED
         ),
         early AS (
-            SELECT position, due_at
+            SELECT position
             FROM delivery
             WHERE is_probe
                 AND NOT EXISTS (SELECT FROM due)
@@ -277,7 +279,7 @@ BEGIN
                 AND state = 'pending'
                 AND due_at < 'infinity'
                 AND claim IS NULL
-            ORDER BY due_at
+            ORDER BY position
             LIMIT 1
             FOR UPDATE SKIP LOCKED
         ),
@@ -289,8 +291,8 @@ BEGIN
             FROM (SELECT * FROM due UNION ALL SELECT * FROM early) AS chosen
             WHERE kept.webhook_id = hook AND kept.position = chosen.position
             RETURNING kept.position, kept.attempts, kept.step, kept.is_replay,
-                CASE WHEN chosen.due_at > now_
-                    THEN extract(epoch FROM chosen.due_at - now_) END::float8 AS early_s
+                CASE WHEN kept.retry_at > now_
+                    THEN extract(epoch FROM kept.retry_at - now_) END::float8 AS early_s
         )
         SELECT hook, 'claimed', NULL::text, NULL::float8, NULL::bigint,
             claimed, taken.position, taken.attempts, taken.step, taken.early_s,
@@ -414,25 +416,28 @@ BEGIN
     END LOOP;
 END $$;
 
--- Make what waits for its retry due at once, the earliest first: what failed while the callback was
--- away need not wait for its own time, and it costs no step of its schedule.
+-- Make what waits for its retry due at once, the oldest event first: what failed while the callback
+-- was away need not wait for its own time. It costs no step of the schedule, which goes on beside it.
 CREATE FUNCTION causeway.hurry_deliveries(p_webhook_id bigint) RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, causeway, pg_temp
 AS $$
     UPDATE delivery AS waiting
-    SET due_at = clock_timestamp(), step = greatest(0, waiting.step - 1)
+    SET due_at = clock_timestamp() + chosen.n * interval '1 microsecond'
     FROM (
-        SELECT position
-        FROM delivery
-        WHERE webhook_id = p_webhook_id
-            AND state = 'pending'
-            AND due_at > clock_timestamp()
-            AND due_at < 'infinity'
-            AND claim IS NULL
-        ORDER BY due_at
-        LIMIT 10000
-        FOR UPDATE SKIP LOCKED
+        SELECT position, row_number() OVER (ORDER BY position) AS n
+        FROM (
+            SELECT position
+            FROM delivery
+            WHERE webhook_id = p_webhook_id
+                AND state = 'pending'
+                AND due_at > clock_timestamp()
+                AND due_at < 'infinity'
+                AND claim IS NULL
+            ORDER BY position
+            LIMIT 10000
+            FOR UPDATE SKIP LOCKED
+        ) AS locked
     ) AS chosen
     WHERE waiting.webhook_id = p_webhook_id AND waiting.position = chosen.position;
 $$;
@@ -504,6 +509,8 @@ BEGIN
             step = ended.step,
             attempts = kept.attempts - CASE ended.state WHEN 'released' THEN 1 ELSE 0 END,
             due_at = now_ + make_interval(secs => coalesce(ended.due_in_s, 0)),
+            retry_at = CASE ended.state WHEN 'released' THEN kept.retry_at
+                ELSE now_ + make_interval(secs => ended.due_in_s) END,
             settled_at = CASE WHEN ended.state IN ('delivered', 'exhausted') THEN now_ END,
             attempted_at = CASE ended.state
                 WHEN 'released' THEN kept.attempted_at ELSE ended.started_at END,
@@ -545,7 +552,9 @@ BEGIN
 
     FOR w IN
         SELECT webhook_id, bool_or(state = 'delivered') AS is_good,
-            count(*) FILTER (WHERE state IN ('pending', 'exhausted')) AS failed,
+            -- An event that is gone says nothing of the callback.
+            count(*) FILTER (WHERE state IN ('pending', 'exhausted')
+                AND error IS DISTINCT FROM 'event_gone') AS failed,
             coalesce(bool_or(error = 'gone'), false) AS is_gone, max(pause_s) AS pause_s,
             array_agg(claim) AS claims
         FROM unnest(p_webhook_id, p_claim, p_state, p_error, p_pause_s)

@@ -64,7 +64,7 @@ DECLARE
     now_ timestamptz := clock_timestamp();
 BEGIN
     UPDATE delivery
-    SET due_at = now_, step = greatest(0, step - 1)
+    SET due_at = now_
     WHERE webhook_id = p_webhook_id
         AND position = ANY (p_positions)
         AND state = 'pending'
@@ -96,7 +96,7 @@ BEGIN
     ORDER BY position
     ON CONFLICT (webhook_id, position) DO UPDATE
     SET state = 'pending', order_key = excluded.order_key, due_at = excluded.due_at, claim = NULL,
-        step = 0, is_replay = true, settled_at = NULL
+        step = 0, retry_at = NULL, is_replay = true, settled_at = NULL
     WHERE kept.state <> 'pending';
 END $$;
 
