@@ -12,6 +12,7 @@ from service.metrics import Metrics
 from service.ops import Check
 from service.overview import Overview
 from service.sources import Sources
+from service.standing import Standings
 from service.stats import Stats
 from service.supervise import Supervisor
 from service.tail import Tail
@@ -37,11 +38,12 @@ def open_administering(
     tokens: Tokens,
     tail: Tail,
     ready: dict[str, Check],
+    standings: Standings,
 ) -> Administering:
     """Make the parts and start their loops."""
     history = History(database)
     stats = Stats(metrics, history, tail.head)
-    overview = Overview(stats, history, sources, consumers, tokens, tail, ready)
+    overview = Overview(stats, history, sources, consumers, tokens, tail, ready, standings)
     audits = Audits(eventlog)
     supervisor.start("stats", stats.run)
     supervisor.start("audits", audits.run)

@@ -11,7 +11,8 @@ from datetime import datetime, timedelta
 from service.auth import StoredToken
 from service.consumer import Consumer
 from service.sample import Sample, rise
-from service.words import count, span
+from service.standing import Standing
+from service.words import count, number, span
 
 CRITICAL, WARNING, NOTE = "critical", "warning", "note"
 _ORDER = (CRITICAL, WARNING, NOTE)
@@ -21,6 +22,13 @@ LATELY_S = 300.0
 LAG_EVENTS, LAG_S = 1000, 300.0
 SLOW_S = 1.0
 EXPIRY = timedelta(days=7)
+# Why the relay disabled a webhook by itself.
+_REASONS = {
+    "gone": "because its callback answered 410 Gone",
+    "failing": "because its callback failed for days on end",
+    "log_diverged": "because the log was restored or replaced, and does not continue its place",
+    "position_pruned": "because what follows its place is no longer kept",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +45,7 @@ class Situation:
     """What the rules look at. `last_events` maps each source to its newest event's receipt.
 
     `checks` is what `/readyz` says; without `is_log_read` the log could not be asked. `lately` are
-    the samples at both ends of the last minutes.
+    the samples at both ends of the last minutes. `uncalled_webhooks` counts those without a key.
     """
 
     now: datetime
@@ -49,6 +57,8 @@ class Situation:
     tokens: Sequence[StoredToken]
     lately: tuple[Sample, Sample] | None
     delivery_p99_s: float | None
+    webhooks: Sequence[Standing] = ()
+    uncalled_webhooks: int = 0
 
 
 def find_alarms(situation: Situation) -> list[Alarm]:
@@ -58,6 +68,7 @@ def find_alarms(situation: Situation) -> list[Alarm]:
         _calls(situation),
         _sources(situation),
         _consumers(situation),
+        _webhooks(situation),
         _tokens(situation),
     )
     found = [alarm for rule in rules for alarm in rule]
@@ -134,6 +145,40 @@ def _consumers(situation: Situation) -> Iterator[Alarm]:
             f"{span(oldest_s)}; {holders}",
             "/consumers",
         )
+
+
+def _webhooks(situation: Situation) -> Iterator[Alarm]:
+    if situation.uncalled_webhooks:
+        uncalled = count(situation.uncalled_webhooks, "webhook")
+        text = f"{uncalled} not called: CAUSEWAY_SECRET_KEY is not set"
+        yield Alarm(CRITICAL, text, "/webhooks")
+    for standing in situation.webhooks:
+        page = f"/webhooks/{standing.webhook.webhook_id}"
+        for level, text in _webhook(standing, situation.now):
+            yield Alarm(level, f"webhook {standing.name}: {text}", page)
+
+
+def _webhook(standing: Standing, now: datetime) -> Iterator[tuple[str, str]]:
+    webhook, backlog = standing.webhook, standing.backlog
+    if standing.orphans:
+        lost = count(standing.orphans, "event")
+        yield CRITICAL, f"{lost} it was owed has no delivery, which is a defect: replay all events"
+    if webhook.disabled_at is not None:
+        if webhook.disabled_reason != "admin":
+            ago = span((now - webhook.disabled_at).total_seconds())
+            yield CRITICAL, f"disabled {ago} ago, {_REASONS[webhook.disabled_reason or '']}"
+    elif webhook.unreadable is not None:
+        yield CRITICAL, f"not called: {webhook.unreadable}"
+    elif webhook.open_until is not None and webhook.failing_since is not None:
+        ago = span((now - webhook.failing_since).total_seconds())
+        yield WARNING, f"its callback fails since {ago}, {count(webhook.failures, 'call')} in a row"
+    oldest_s = backlog.oldest_s or 0.0
+    is_late = webhook.disabled_at is None and oldest_s > LAG_S
+    if backlog.pending and is_late:
+        yield WARNING, f"{number(backlog.pending)} pending, oldest {span(oldest_s)}"
+    if backlog.exhausted:
+        given_up = count(backlog.exhausted, "event")
+        yield WARNING, f"{given_up} given up after the last attempt: replay once it is mended"
 
 
 def _tokens(situation: Situation) -> Iterator[Alarm]:

@@ -22,6 +22,8 @@ from service.consumer import Consumers
 from service.consumer_api import ConsumerApi
 from service.dashboard.site import Parts, dashboard_routes
 from service.db import Pool, create_pool, prepare
+from service.delivery import Deliveries
+from service.delivery_admin import DeliveryAdmin
 from service.delivery_api import DeliveryApi
 from service.delivery_list import DeliveryList
 from service.eventlog import EventLog
@@ -38,10 +40,12 @@ from service.receive import ReceiveWebhook
 from service.relaying import Relaying, open_relaying
 from service.routes import Endpoints, application
 from service.sources import Sources
+from service.standing import Standings
 from service.stream import Stream
 from service.supervise import Loop, Supervisor
 from service.tail import Tail
 from service.turn import Turns
+from service.webhook_admin import WebhookAdmin
 from service.webhook_api import WebhookApi
 from service.window import Window
 
@@ -160,9 +164,13 @@ def _application(
     ready: dict[str, Check],
 ) -> Starlette:
     settings, eventlog, tokens, window = base.settings, base.eventlog, base.tokens, base.window
+    readers = base.database.readers
+    webhooks = WebhookAdmin(settings, relaying.webhooks, relaying.callbacks, eventlog, window)
+    deliveries = DeliveryAdmin(DeliveryList(readers), relaying.replays, eventlog)
+    standings = Standings(relaying.webhooks, Deliveries(readers), relaying.watch.orphans)
     administering = open_administering(
         base.supervisor,
-        base.database.readers,
+        readers,
         metrics=base.metrics,
         eventlog=eventlog,
         sources=base.sources,
@@ -170,9 +178,10 @@ def _application(
         tokens=tokens,
         tail=tail,
         ready=ready,
+        standings=standings,
     )
     watched = (base.sources, base.consumers, eventlog, window, stream, administering, base.metrics)
-    webhooks, deliveries = relaying.webhooks, DeliveryList(base.database.readers)
+    relayed = (webhooks, deliveries, standings)
     return application(
         Endpoints(
             receive,
@@ -180,10 +189,10 @@ def _application(
             Pages(eventlog, window, tokens),
             ConsumerApi(base.consumers, acks, eventlog, window, tokens),
             Admin(tokens, eventlog, administering.overview),
-            WebhookApi(settings, webhooks, relaying.callbacks, eventlog, window, tokens),
-            DeliveryApi(webhooks, deliveries, relaying.replays, eventlog, tokens),
+            WebhookApi(webhooks, tokens),
+            DeliveryApi(deliveries, relaying.webhooks, tokens),
             Ops(base.metrics, live={"loops": ready["loops"]}, ready=ready),
-            dashboard_routes(Parts(settings, tokens, *watched)),
+            dashboard_routes(Parts(settings, tokens, *watched, *relayed)),
         )
     )
 

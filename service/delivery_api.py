@@ -3,7 +3,6 @@
 All need a token with the scope `admin`.
 """
 
-import logging
 from datetime import datetime
 from typing import Any
 
@@ -13,25 +12,15 @@ from starlette.responses import Response
 
 from service.auth import Caller, Tokens, bearer_token
 from service.body import read_body
-from service.cursor import Params, Place, Start, parse_query
-from service.delivery_list import Attempt, Delivery, DeliveryList, Look, Reach
-from service.delivery_wish import (
-    PARAMS,
-    Bound,
-    Listing,
-    ReplayWish,
-    parse_listing,
-    parse_position,
-    parse_replay,
-)
-from service.errors import BadRequest, UnknownReplay
+from service.cursor import Params, parse_query
+from service.delivery_admin import DeliveryAdmin
+from service.delivery_list import Attempt, Delivery
+from service.delivery_wish import PARAMS, parse_listing, parse_position, parse_replay
+from service.errors import UnknownReplay
 from service.event import timestamp
-from service.eventlog import EventLog
 from service.filter import Filter
-from service.replay import Replay, Replays, Wanted
+from service.replay import Replay, Wanted
 from service.webhook import Webhooks, unknown
-
-log = logging.getLogger("causeway.delivery_api")
 
 _LAST = 2**63 - 1
 
@@ -39,62 +28,37 @@ _LAST = 2**63 - 1
 class DeliveryApi:
     """The endpoints."""
 
-    def __init__(
-        self,
-        webhooks: Webhooks,
-        deliveries: DeliveryList,
-        replays: Replays,
-        eventlog: EventLog,
-        tokens: Tokens,
-    ) -> None:
+    def __init__(self, admin: DeliveryAdmin, webhooks: Webhooks, tokens: Tokens) -> None:
+        self._admin = admin
         self._webhooks = webhooks
-        self._deliveries = deliveries
-        self._replays = replays
-        self._eventlog = eventlog
         self._tokens = tokens
 
     async def deliveries(self, request: Request) -> Response:
         """Answer a webhook's deliveries, the newest first, and how much waits for its cursor."""
         _, params = await self._authenticate(request, PARAMS)
-        id_ = _webhook_id(request)
-        listing = parse_listing(params)
-        reach = await self._deliveries.reach(id_)
-        found, next_ = await self._deliveries.page(id_, await self._look(listing))
+        listed = await self._admin.list(_webhook_id(request), parse_listing(params))
         return _json(
             {
-                "deliveries": [_describe(delivery) for delivery in found],
-                "next": next_,
-                "waiting": reach.waiting,
+                "deliveries": [_describe(delivery) for delivery in listed.deliveries],
+                "next": listed.next,
+                "waiting": listed.reach.waiting,
             }
         )
-
-    async def _look(self, listing: Listing) -> Look:
-        after, until = listing.after or 0, _LAST
-        if listing.before is not None:
-            until = listing.before - 1
-        if listing.since is not None:
-            after = max(after, await self._eventlog.find_time(listing.since) - 1)
-        if listing.until is not None:
-            until = min(until, await self._eventlog.find_time(listing.until) - 1)
-        return Look(after, until, listing.limit, listing.state, listing.filter)
 
     async def delivery(self, request: Request) -> Response:
         """Answer one delivery with its attempts, the newest first."""
         await self._authenticate(request)
         id_ = _webhook_id(request)
         position = parse_position(request.path_params["position"])
-        await self._deliveries.reach(id_)
-        delivery, attempts = await self._deliveries.read(id_, position)
+        await self._admin.deliveries.reach(id_)
+        delivery, attempts = await self._admin.deliveries.read(id_, position)
         return _json(_describe(delivery) | {"tries": [_describe_try(one) for one in attempts]})
 
     async def replay_one(self, request: Request) -> Response:
         """Send one event again, at once."""
         caller, _ = await self._authenticate(request)
-        id_ = _webhook_id(request)
         position = parse_position(request.path_params["position"])
-        outcome = await self._replays.one(id_, position)
-        fields = {"webhook": id_, "position": position, "by": caller.name}
-        log.info("delivery replayed", extra=fields)
+        outcome = await self._admin.replay_one(_webhook_id(request), position, caller.name)
         return _json({"position": position, "outcome": outcome}, 202)
 
     async def replays(self, request: Request) -> Response:
@@ -102,19 +66,15 @@ class DeliveryApi:
         caller, _ = await self._authenticate(request)
         id_ = _webhook_id(request)
         if request.method != "POST":
-            await self._deliveries.reach(id_)
-            replays = await self._replays.all(id_)
+            await self._admin.deliveries.reach(id_)
+            replays = await self._admin.replays.all(id_)
             return _json({"replays": [_describe_replay(replay) for replay in replays]})
         wish = parse_replay(await read_body(request.stream()))
-        reach = await self._deliveries.reach(id_)
-        wanted = await self._resolve(wish, reach)
-        events = await self._replays.count(id_, reach.filter, wanted)
+        wanted, events = await self._admin.count(id_, wish)
         if wish.is_dry_run:
             eta = {"eta_seconds": events / wanted.per_s}
             return _json({"dry_run": True, **_describe_wanted(wanted), "events": events, **eta})
-        replay = await self._replays.create(id_, wanted, events, caller.name)
-        fields = {"webhook": id_, "replay": replay.replay_id, "events": events, "by": caller.name}
-        log.info("replay begun", extra=fields)
+        replay = await self._admin.begin(id_, wanted, events, caller.name)
         return _json(_describe_replay(replay), 201)
 
     async def replay(self, request: Request) -> Response:
@@ -123,49 +83,10 @@ class DeliveryApi:
         id_, text = _webhook_id(request), request.path_params["replay_id"]
         if not _is_number(text):
             raise UnknownReplay(f"the webhook {id_} has no replay {text[:32]!r}")
-        await self._deliveries.reach(id_)
+        await self._admin.deliveries.reach(id_)
         if request.method != "DELETE":
-            return _json(_describe_replay(await self._replays.read(id_, int(text))))
-        replay = await self._replays.cancel(id_, int(text))
-        fields = {"webhook": id_, "replay": replay.replay_id, "by": caller.name}
-        log.info("replay cancelled", extra=fields)
-        return _json(_describe_replay(replay))
-
-    async def _resolve(self, wish: ReplayWish, reach: Reach) -> Wanted:
-        """Return the wish with positions, none beyond the cursor. Raises for impossible ranges."""
-        first = await self._first(wish.begin, reach)
-        last = await self._last(wish.end, reach)
-        if wish.end is not None and first > last and not _is_span(wish):
-            raise BadRequest(f"from is after until: {first} is after {last}")
-        if isinstance(wish.begin, Place) and first > reach.cursor:
-            raise BadRequest(
-                f"from: the webhook got to position {reach.cursor}; what follows comes by itself"
-            )
-        after = first - 1
-        until = max(after, min(last, reach.cursor))
-        return Wanted(wish.state, wish.filter, after, until, wish.per_s)
-
-    async def _first(self, begin: Bound | None, reach: Reach) -> int:
-        if begin is None or isinstance(begin, Start):
-            return reach.anchor + 1
-        if isinstance(begin, datetime):
-            return await self._eventlog.find_time(begin)
-        await self._check(begin)
-        first = max(1, begin.position)
-        await self._eventlog.check_kept(first - 1)
-        return first
-
-    async def _last(self, end: Bound | None, reach: Reach) -> int:
-        if isinstance(end, datetime):
-            return await self._eventlog.find_time(end) - 1
-        if isinstance(end, Place):
-            await self._check(end)
-            return end.position
-        return reach.head
-
-    async def _check(self, place: Place) -> None:
-        if place.link_digits is not None:
-            await self._eventlog.check(place.position, place.link_digits)
+            return _json(_describe_replay(await self._admin.replays.read(id_, int(text))))
+        return _json(_describe_replay(await self._admin.cancel(id_, int(text), caller.name)))
 
     async def _authenticate(
         self, request: Request, known: frozenset[str] = frozenset()
@@ -175,12 +96,6 @@ class DeliveryApi:
         caller = await self._tokens.authenticate(token, "admin")
         self._webhooks.require()
         return caller, params
-
-
-def _is_span(wish: ReplayWish) -> bool:
-    """True for two times in their order: nothing may have been received between them."""
-    begin, end = wish.begin, wish.end
-    return isinstance(begin, datetime) and isinstance(end, datetime) and begin < end
 
 
 def _webhook_id(request: Request) -> int:

@@ -4,7 +4,7 @@ The only caller of `sql/delivery_list.sql`; it only reads. What a webhook's curs
 has no delivery yet: it waits.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 
 import asyncpg
@@ -74,6 +74,9 @@ class Delivery:
         return None if self.link is None else event_id(self.position, self.link)
 
 
+_COLUMNS = tuple(field.name for field in fields(Delivery))
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """How one try ended; `answer` is the beginning of what came back."""
@@ -137,9 +140,14 @@ class DeliveryList:
         rows = await fetch(self._database, _SQL.attempts, webhook_id, position, ATTEMPTS)
         return found[0], [_attempt(row) for row in rows]
 
+    async def of_event(self, position: int) -> dict[int, Delivery]:
+        """Return what became of one event, by webhook; those without a delivery are left out."""
+        rows = await fetch(self._database, _SQL.event, position)
+        return {row["webhook_id"]: _delivery(row) for row in rows}
+
 
 def _delivery(row: asyncpg.Record) -> Delivery:
-    return Delivery(**dict(row))
+    return Delivery(**{name: row[name] for name in _COLUMNS})
 
 
 def _attempt(row: asyncpg.Record) -> Attempt:

@@ -9,10 +9,11 @@ from typing import Any
 from service.alarms import LATELY_S, Situation
 from service.auth import StoredToken, Tokens
 from service.consumer import Consumer, Consumers
-from service.errors import LogUnavailable
+from service.errors import LogUnavailable, WebhooksOff
 from service.event import timestamp
 from service.history import History, LastEvent
 from service.sources import DEFAULT_SOURCE, Sources
+from service.standing import Standing, Standings
 from service.stats import Stats
 from service.tail import Tail
 
@@ -65,6 +66,7 @@ class Overview:
         tokens: Tokens,
         tail: Tail,
         checks: Mapping[str, Check],
+        standings: Standings,
     ) -> None:
         self.stats = stats
         self._history = history
@@ -73,6 +75,7 @@ class Overview:
         self._tokens = tokens
         self._tail = tail
         self._checks = checks
+        self._standings = standings
         self._lock = asyncio.Lock()
         self._situation: tuple[float, Situation] | None = None
 
@@ -88,12 +91,18 @@ class Overview:
         last: dict[str, datetime | None] = {}
         consumers: Sequence[Consumer] = ()
         tokens: Sequence[StoredToken] = ()
+        webhooks: Sequence[Standing] = ()
+        uncalled = 0
         is_log_read = True
         try:
             for source in await self.sources():
                 last[source.name] = source.last.received_at if source.last else None
             consumers = await self._consumers.all()
             tokens = await self._tokens.all()
+            uncalled = await self._standings.uncalled()
+            webhooks = await self._standings.all()
+        except WebhooksOff:
+            pass  # `uncalled` counts those there are
         except LogUnavailable:
             is_log_read = False  # `checks` says so, in words
         return Situation(
@@ -106,6 +115,8 @@ class Overview:
             tokens=tokens,
             lately=self.stats.window(LATELY_S),
             delivery_p99_s=self.stats.newest()["delivery_p99_s"],
+            webhooks=webhooks,
+            uncalled_webhooks=uncalled,
         )
 
     async def sources(self) -> list[Source]:

@@ -5,6 +5,7 @@ All of it is asked of the database now and then, and is the same in every proces
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from service.delivery import SCAN_POSITIONS, Backlog, Deliveries
@@ -31,6 +32,10 @@ class RelayWatch:
         self._known: set[str] = set()
         self._checked: dict[int, int] = {}
         self._orphans: dict[int, int] = {}
+
+    def orphans(self) -> Mapping[int, int]:
+        """Return how many events without a delivery this process found, by webhook."""
+        return self._orphans
 
     async def run(self) -> None:
         """Keep the webhooks' backlog in the metrics, for ever; the deleted ones vanish."""

@@ -30,6 +30,7 @@ class Relaying:
     callbacks: Callbacks
     replays: Replays
     relay: Relay
+    watch: RelayWatch
 
 
 def open_relaying(
@@ -62,4 +63,4 @@ def open_relaying(
         "prune_deliveries", partial(prune_deliveries, deliveries, settings.relay_retention_s)
     )
     stack.push_async_callback(relay.drain, settings.shutdown_s)
-    return Relaying(webhooks, deliveries, callbacks, replays, relay)
+    return Relaying(webhooks, deliveries, callbacks, replays, relay, watch)

@@ -25,12 +25,15 @@ class Sample:
     received: Labelled  # calls by (source, outcome)
     matches: Labelled  # signatures by (source, secret)
     streamed: float
-    delivery: Buckets
+    delivery: Buckets  # to subscribers
     delay: Buckets
     append: Buckets
     batches: tuple[float, float]  # commits, and events in them
     lag_events: Labelled  # by (consumer,)
     lag_s: Labelled
+    relay_pending: Labelled  # by (webhook,)
+    relay_oldest_s: Labelled
+    relayed: Buckets  # of deliveries to webhooks
     database_bytes: float | None
 
 
@@ -50,6 +53,11 @@ FIGURES: Mapping[str, str] = {
     "subscribers": "streams",
     "consumer_lag_events": "events",
     "consumer_lag_s": "seconds",
+    "relay_pending": "events",
+    "relay_oldest_s": "seconds",
+    "relay_delivery_p50_s": "seconds",
+    "relay_delivery_p95_s": "seconds",
+    "relay_delivery_p99_s": "seconds",
     "database_bytes": "bytes",
 }
 
@@ -67,12 +75,15 @@ def read(
         received=_labelled(metrics.webhooks_received, "source", "outcome"),
         matches=_labelled(metrics.signature_matches, "source", "secret"),
         streamed=_value(metrics.stream_events),
-        delivery=_buckets(metrics.delivery),
+        delivery=_buckets(metrics.delivery, via="stream"),
         delay=_buckets(metrics.source_delay),
         append=_buckets(metrics.append),
         batches=(batches.get("_count", 0.0), batches.get("_sum", 0.0)),
         lag_events=_labelled(metrics.consumer_lag_events, "consumer"),
         lag_s=_labelled(metrics.consumer_lag_seconds, "consumer"),
+        relay_pending=_labelled(metrics.relay_pending, "webhook"),
+        relay_oldest_s=_labelled(metrics.relay_oldest_pending, "webhook"),
+        relayed=_buckets(metrics.delivery, via="webhook"),
         database_bytes=database_bytes,
     )
 
@@ -82,6 +93,7 @@ def figures(older: Sample, newer: Sample) -> dict[str, float | None]:
     seconds = max(newer.time_s - older.time_s, 0.001)
     delivery = between(older.delivery, newer.delivery)
     delay = between(older.delay, newer.delay)
+    relayed = between(older.relayed, newer.relayed)
     commits, events = (b - a for a, b in zip(older.batches, newer.batches, strict=True))
     return {
         "events_per_s": _rate(older.head, newer.head, seconds),
@@ -98,6 +110,11 @@ def figures(older: Sample, newer: Sample) -> dict[str, float | None]:
         "subscribers": newer.subscribers,
         "consumer_lag_events": max(newer.lag_events.values(), default=0.0),
         "consumer_lag_s": max(newer.lag_s.values(), default=0.0),
+        "relay_pending": sum(newer.relay_pending.values()),
+        "relay_oldest_s": max(newer.relay_oldest_s.values(), default=0.0),
+        "relay_delivery_p50_s": percentile(relayed, 50),
+        "relay_delivery_p95_s": percentile(relayed, 95),
+        "relay_delivery_p99_s": percentile(relayed, 99),
         "database_bytes": newer.database_bytes,
     }
 
@@ -138,10 +155,11 @@ def _values(metric: Collector) -> dict[str, float]:
     }
 
 
-def _buckets(metric: Collector) -> Buckets:
+def _buckets(metric: Collector, **labels: str) -> Buckets:
+    """Return the buckets of a histogram, or of its one series with these labels."""
     return tuple(
         (float(sample.labels["le"]), sample.value)
         for family in metric.collect()
         for sample in family.samples
-        if sample.name.endswith("_bucket")
+        if sample.name.endswith("_bucket") and labels.items() <= sample.labels.items()
     )

@@ -44,6 +44,11 @@ class Webhooks:
         self._max = max_per_application
         self._reported: dict[int, int] = {}  # webhook → version
 
+    @property
+    def is_on(self) -> bool:
+        """True if there is a sealer."""
+        return self._sealer is not None
+
     def require(self) -> Sealer:
         """Return the sealer. Raises WebhooksOff if there is none."""
         if self._sealer is None:

@@ -127,3 +127,23 @@ FROM causeway.attempt
 WHERE webhook_id = $1 AND position = $2
 ORDER BY number DESC
 LIMIT $3;
+
+-- name: event
+-- $1: a position. What became of its event, one row for each webhook that has a delivery of it; deleted
+-- ones are left out. Indexes: webhook_pkey, delivery_pkey.
+SELECT delivery.webhook_id, delivery.position, event.link, event.type, event.source, event.item_id,
+    event.received_at, delivery.state, delivery.attempts, delivery.is_replay, delivery.attempted_at,
+    delivery.status, delivery.error, delivery.settled_at, moment.is_held, moment.is_in_flight,
+    CASE WHEN delivery.state = 'pending' AND NOT moment.is_held AND NOT moment.is_in_flight
+        THEN delivery.due_at
+    END AS next_attempt_at
+FROM causeway.webhook
+JOIN causeway.delivery ON delivery.webhook_id = webhook.webhook_id AND delivery.position = $1
+LEFT JOIN causeway.event ON event.position = delivery.position
+CROSS JOIN LATERAL (
+    SELECT delivery.state = 'pending' AND delivery.due_at = 'infinity' AS is_held,
+        delivery.state = 'pending' AND delivery.claim IS NOT NULL
+            AND delivery.due_at > clock_timestamp() AS is_in_flight
+) AS moment
+WHERE webhook.deleted_at IS NULL
+ORDER BY delivery.webhook_id;

@@ -19,7 +19,7 @@ from tests.chromium import Browser, chromium
 from tests.running import ADMIN_TOKEN, SECRET, Process, environment, service_process
 
 ADMIN = {"authorization": f"Bearer {ADMIN_TOKEN}"}
-PATHS = ("", "/events", "/items", "/sources", "/consumers", "/tokens", "/log")
+PATHS = ("", "/events", "/items", "/sources", "/consumers", "/webhooks", "/tokens", "/log")
 OURS = {"sec-fetch-site": "same-origin"}
 
 

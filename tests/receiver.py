@@ -108,6 +108,12 @@ def _status(call: Call, state: State) -> Answer:
     return status, response(status, b"as asked")
 
 
+def _say(call: Call, state: State) -> Answer:
+    """`/say/500?text=...`: that text, whatever it is."""
+    status = int(call.part(2))
+    return status, response(status, call.query("text", "").encode())
+
+
 def _fail(call: Call, state: State) -> Answer:
     """`/fail/2/then-good`: each webhook-id fails twice; `?only=text`: where the body has it."""
     if call.query("only", "").encode() not in call.body:
@@ -185,6 +191,7 @@ ANSWERS: dict[str, Callable[[Call, State], Answer]] = {
     "hang-head": _hang_head,
     "hang-body": _hang_body,
     "status": _status,
+    "say": _say,
     "fail": _fail,
     "retry-after": _retry_after,
     "gone": _gone,

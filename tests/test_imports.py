@@ -16,7 +16,10 @@ PURE = {"signature", "event", "filter", "address", "callback_url", "window", "er
 # Of the dashboard, what is a page: each is an endpoint; the others are what pages share.
 PAGES = {
     f"dashboard/{name}"
-    for name in ("home", "events", "event", "items", "sources", "consumers", "tokens", "log")
+    for name in (
+        *("home", "events", "event", "items", "sources", "consumers", "tokens", "log"),
+        *("webhooks", "webhook", "deliveries", "replays"),
+    )
 }
 MODULES = sorted(str(path.relative_to(SERVICE))[:-3] for path in SERVICE.rglob("*.py"))
 DASHBOARD = {module for module in MODULES if module.startswith("dashboard/")}

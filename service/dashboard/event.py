@@ -9,11 +9,14 @@ from service.consumer import Consumer, Consumers
 from service.cursor import parse_place
 from service.dashboard.pretty import HEX_MAX, hex_dump, lay_out
 from service.dashboard.view import HEADERS, render
-from service.errors import NotFound, PositionAhead
+from service.dashboard.webhook_words import State, event_state
+from service.delivery_list import DeliveryList
+from service.errors import NotFound, PositionAhead, WebhooksOff
 from service.event import Event
 from service.eventlog import EventLog
 from service.filter import shard_of
 from service.item_status import meaning, status_of
+from service.standing import Standing, Standings
 
 DONE, SENT, WAITING, FILTERED = "done", "sent, not acknowledged", "not sent yet", "not wanted"
 
@@ -28,15 +31,32 @@ class Passage:
     held_by: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What became of one event for a webhook."""
+
+    standing: Standing
+    state: State
+    has_delivery: bool
+
+
 class EventPage:
     """One event."""
 
-    def __init__(self, eventlog: EventLog, consumers: Consumers) -> None:
+    def __init__(
+        self,
+        eventlog: EventLog,
+        consumers: Consumers,
+        standings: Standings,
+        deliveries: DeliveryList,
+    ) -> None:
         self._eventlog = eventlog
         self._consumers = consumers
+        self._standings = standings
+        self._deliveries = deliveries
 
     async def page(self, request: Request) -> Response:
-        """Show one event, and which consumers are past it."""
+        """Show one event, and where it went."""
         event = await self._read(request)
         passages = [_passage(consumer, event) for consumer in await self._consumers.all()]
         code, info = status_of(event.body)
@@ -49,11 +69,25 @@ class EventPage:
             dump=hex_dump(event.body),
             dump_max=HEX_MAX,
             passages=passages,
+            arrivals=await self._arrivals(event),
             status_code=code,
             status_info=info,
             meaning=None if code is None else meaning(code),
             head=(await self._eventlog.bounds()).head_position,
         )
+
+    async def _arrivals(self, event: Event) -> list[Arrival]:
+        """Return what became of it for each webhook; nothing where they are off."""
+        try:
+            standings = await self._standings.all()
+        except WebhooksOff:
+            return []
+        known = await self._deliveries.of_event(event.position)
+        return [
+            Arrival(it, event_state(it.webhook, delivery, event), delivery is not None)
+            for it in standings
+            for delivery in (known.get(it.webhook.webhook_id),)
+        ]
 
     async def body(self, request: Request) -> Response:
         """Answer the exact bytes, as a file: a browser must not take them for a page."""

@@ -73,6 +73,20 @@ CHARTS = (
         ("events",),
         "of the named consumer that is furthest behind",
     ),
+    Chart(
+        "Relay backlog",
+        "number",
+        ("relay_pending",),
+        ("events",),
+        "pending for all outgoing webhooks",
+    ),
+    Chart(
+        "Relay delivery",
+        "seconds",
+        ("relay_delivery_p50_s", "relay_delivery_p95_s", "relay_delivery_p99_s"),
+        ("p50", "p95", "p99"),
+        "from the receipt to a callback's answer",
+    ),
     Chart("Database", "bytes", ("database_bytes",), ("size",), "the whole database on disk"),
 )
 COUNTS = Chart("Events", "number", ("events",), ("received",), "appended by all replicas")

@@ -13,20 +13,28 @@ from service.config import Settings
 from service.consumer import Consumers
 from service.dashboard.assets import serve_asset
 from service.dashboard.consumers import ConsumersPage
+from service.dashboard.deliveries import DeliveriesPage
 from service.dashboard.door import Door
 from service.dashboard.event import EventPage
 from service.dashboard.events import Events, Feed
 from service.dashboard.home import Home
 from service.dashboard.items import Items
 from service.dashboard.log import LogPage
+from service.dashboard.replays import ReplaysPage
 from service.dashboard.session import Sessions
 from service.dashboard.sources import SourcesPage
 from service.dashboard.tokens import TokensPage
+from service.dashboard.webhook import WebhookPage
+from service.dashboard.webhook_list import WebhookList
+from service.dashboard.webhooks import WebhooksPage
+from service.delivery_admin import DeliveryAdmin
 from service.errors import NotFound
 from service.eventlog import EventLog
 from service.metrics import Metrics
 from service.sources import Sources
+from service.standing import Standings
 from service.stream import Stream
+from service.webhook_admin import WebhookAdmin
 from service.window import Window
 
 
@@ -43,6 +51,9 @@ class Parts:
     stream: Stream
     administering: Administering
     metrics: Metrics
+    webhooks: WebhookAdmin
+    deliveries: DeliveryAdmin
+    standings: Standings
 
 
 def dashboard_routes(parts: Parts) -> Sequence[BaseRoute]:
@@ -56,6 +67,7 @@ def dashboard_routes(parts: Parts) -> Sequence[BaseRoute]:
         Route("/dashboard/stream", Feed(parts.stream, door), methods=["GET"]),
         *_looking(parts, door),
         *_acting(parts, door),
+        *_relaying(parts, door),
         Route("/dashboard/{path:path}", door.guard(_not_found)),
     ]
 
@@ -63,7 +75,7 @@ def dashboard_routes(parts: Parts) -> Sequence[BaseRoute]:
 def _looking(parts: Parts, door: Door) -> Sequence[BaseRoute]:
     home = Home(parts.administering.overview, parts.eventlog)
     events = Events(parts.eventlog, parts.administering.history)
-    event = EventPage(parts.eventlog, parts.consumers)
+    event = EventPage(parts.eventlog, parts.consumers, parts.standings, parts.deliveries.deliveries)
     items = Items(parts.eventlog, parts.administering.history)
     sources = SourcesPage(parts.administering.overview, parts.sources, parts.metrics)
     return [
@@ -95,6 +107,42 @@ def _acting(parts: Parts, door: Door) -> Sequence[BaseRoute]:
         Route("/dashboard/log", door.guard(log.page)),
         Route("/dashboard/log/audit", door.guard(log.audit, is_quiet=True), methods=["GET"]),
         Route("/dashboard/log/audit/start", door.guard(log.start_audit), methods=["POST"]),
+    ]
+
+
+def _relaying(parts: Parts, door: Door) -> Sequence[BaseRoute]:
+    lists = WebhookList(parts.deliveries)
+    webhooks = WebhooksPage(parts.webhooks, parts.standings)
+    webhook = WebhookPage(parts.webhooks, parts.standings, lists)
+    deliveries = DeliveriesPage(parts.deliveries, parts.standings, lists)
+    replays = ReplaysPage(parts.deliveries, lists)
+    one = "/dashboard/webhooks/{id}"
+    delivery = f"{one}/deliveries/{{position}}"
+    acts = {
+        "change": webhook.change,
+        "rotate": webhook.rotate,
+        "disable": webhook.disable,
+        "enable": webhook.enable,
+        "delete": webhook.delete,
+        "test": webhook.test,
+        "replays/count": replays.count,
+        "replays/begin": replays.begin,
+        "replays/{replay_id}/cancel": replays.cancel,
+        "deliveries/{position}/replay": deliveries.replay,
+    }
+    return [
+        Route("/dashboard/webhooks", door.guard(webhooks.page)),
+        Route("/dashboard/webhooks/table", door.guard(webhooks.table, is_quiet=True)),
+        Route("/dashboard/webhooks/new", door.guard(webhooks.new)),
+        Route("/dashboard/webhooks/create", door.guard(webhooks.create), methods=["POST"]),
+        Route(one, door.guard(webhook.page)),
+        Route(f"{one}/standing", door.guard(webhook.standing, is_quiet=True)),
+        Route(f"{one}/replays", door.guard(replays.part, is_quiet=True)),
+        Route(f"{one}/deliveries/newest", door.guard(deliveries.rows, is_quiet=True)),
+        Route(f"{one}/deliveries/rows", door.guard(deliveries.rows)),
+        Route(delivery, door.guard(deliveries.page)),
+        Route(f"{delivery}/part", door.guard(deliveries.part, is_quiet=True)),
+        *(Route(f"{one}/{path}", door.guard(act), methods=["POST"]) for path, act in acts.items()),
     ]
 
 

@@ -46,6 +46,7 @@ NAVIGATION = (
     ("/items", "Items"),
     ("/sources", "Sources"),
     ("/consumers", "Consumers"),
+    ("/webhooks", "Webhooks"),
     ("/tokens", "Tokens"),
     ("/log", "Log"),
 )

@@ -14,21 +14,29 @@
     const asking = event.detail.elt;
     if (!asking.hasAttribute("data-polls") || event.detail.requestConfig.verb !== "get") return;
     const isBusy = document.querySelector("dialog[open]") || asking.contains(document.activeElement);
-    if (isBusy || document.hidden) event.preventDefault();
+    const most = Number(asking.dataset.polls); // somebody scrolled on: more rows than one page
+    if (isBusy || document.hidden || (most && asking.children.length > most)) event.preventDefault();
   });
 
-  // What the service answers to a form in a dialog is shown there, else at the top of the page.
+  // What the service answers to a form is shown in its place for it, else at the top of the page.
   document.addEventListener("htmx:beforeSwap", (event) => {
     const { xhr, requestConfig } = event.detail;
-    const dialog = requestConfig.elt.closest("dialog");
-    if (xhr.status >= 400 && dialog) event.detail.target = dialog.querySelector(".answer");
+    const asking = requestConfig.elt.closest("dialog, [data-asks]");
+    if (xhr.status < 400 || !asking) return;
+    event.detail.target = asking.querySelector(".answer");
+    event.detail.target.scrollIntoView({ block: "nearest" });
   });
   document.addEventListener("htmx:afterRequest", (event) => {
     const { elt, successful } = event.detail;
     if (!successful) return;
     document.getElementById("notice").replaceChildren();
     const dialog = elt.closest("dialog");
+    if (elt.hasAttribute("data-stays")) {
+      dialog.querySelector(".answer").replaceChildren();
+      return;
+    }
     if (dialog?.open) dialog.close();
+    document.getElementById("counted")?.replaceChildren();
     if (dialog) elt.reset?.();
   });
   document.addEventListener("htmx:sendError", () => {
