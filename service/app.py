@@ -72,6 +72,7 @@ class Service:
     eventlog: EventLog
     metrics: Metrics
     supervisor: Supervisor
+    stats: Stats
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,8 @@ async def open_service(
         _start(supervisor, {"stats": stats.run, "audits": audits.run})
         supervisor.start("lag", partial(watch_lag, consumers, metrics))
         supervisor.start("forget", partial(forget_digests, eventlog, settings.duplicate_window_s))
-        yield Service(front, app, appender, hub, tail, window, eventlog, metrics, supervisor)
+        parts = (appender, hub, tail, window, eventlog, metrics, supervisor, stats)
+        yield Service(front, app, *parts)
 
 
 def _start(
