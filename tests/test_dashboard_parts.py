@@ -32,7 +32,11 @@ def text_of(lines: list[list[tuple[str, str]]]) -> str:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False, width=32),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text()
+    | st.floats(allow_nan=False, allow_infinity=False, width=32),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=30,
 )
@@ -223,11 +227,10 @@ def test_a_status_code_has_its_meaning(code: object, level: str) -> None:
     assert meaning(code).level == level
 
 
-@pytest.mark.parametrize(
-    "body", [b"{}", b'{"content":[1]}', b'{"content":null}', b'{"content":{}}']
-)
-def test_a_body_may_have_no_status(body: bytes) -> None:
-    assert status_of(body) == (None, None)
+@pytest.mark.parametrize("content", [b"[1]", b"null", b"{}", b"7"])
+def test_a_body_may_have_no_status(content: bytes) -> None:
+    assert status_of(b'{"content":' + content + b"}") == (None, None)
+    assert status_of(b"{}") == (None, None)
 
 
 @pytest.mark.parametrize(

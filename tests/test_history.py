@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from service import history as history_module
-from service.audits import Audits
+from service.audits import Audits, State
 from service.db import Connection, create_pool
 from service.errors import BadRequest, LogUnavailable
 from service.eventlog import EventLog
@@ -114,6 +114,11 @@ async def test_figures_go_on_while_the_database_is_away() -> None:
     assert stats.newest()["events_per_s"] is None
 
 
+def ended(audits: Audits) -> State:
+    assert audits.state is not None
+    return audits.state
+
+
 async def test_an_audit_in_the_background_proves_and_then_names_the_damage(
     database: Database, owner: Connection
 ) -> None:
@@ -126,15 +131,16 @@ async def test_an_audit_in_the_background_proves_and_then_names_the_damage(
         audits.start()
         audits.start()  # one runs: it is let
         await eventually(lambda: audits.state is not None and not audits.state.is_running)
-        assert audits.state is not None
-        assert audits.state.proof is not None
-        assert (audits.state.done, audits.state.total) == (600, 600)
-        checkpoint = audits.state.proof.checkpoint
+        proved = ended(audits)
+        assert proved.proof is not None
+        assert (proved.done, proved.total) == (600, 600)
+        checkpoint = proved.proof.checkpoint
         await remove(owner, 300, 300)
         audits.start(checkpoint)
         await eventually(lambda: audits.state is not None and not audits.state.is_running)
-        assert audits.state.proof is None
-        assert "position 300: missing" in (audits.state.fault or "")
+        failed = ended(audits)
+        assert failed.proof is None
+        assert "position 300: missing" in (failed.fault or "")
         running.cancel()
 
 
