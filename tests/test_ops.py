@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service import app as app_module
 from service.db import Connection
-from service.metrics import CLOSE_REASONS, OUTCOMES, VIA
+from service.metrics import CLOSE_REASONS, LOGINS, OUTCOMES, VIA
 from tests.bridge import body, post
 from tests.conftest import need_program
 from tests.raw import Gate
@@ -28,7 +28,7 @@ from tests.test_receive import Start
 
 CLOSED_LABELS = {
     "source": {"default", "-"},
-    "outcome": set(OUTCOMES),
+    "outcome": set(OUTCOMES) | set(LOGINS),
     "secret": {"current", "previous"},
     "reason": set(CLOSE_REASONS),
     "via": set(VIA),
