@@ -23,8 +23,10 @@ class Administering:
     """The parts that endpoints and pages meet."""
 
     history: History
+    stats: Stats
     overview: Overview
     audits: Audits
+    standings: Standings
 
 
 def open_administering(
@@ -47,4 +49,4 @@ def open_administering(
     audits = Audits(eventlog)
     supervisor.start("stats", stats.run)
     supervisor.start("audits", audits.run)
-    return Administering(history, overview, audits)
+    return Administering(history, stats, overview, audits, standings)

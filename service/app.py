@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from service.acks import Acks
 from service.admin import Admin
-from service.administering import open_administering
+from service.administering import Administering, open_administering
 from service.appender import Appender
 from service.auth import Tokens
 from service.config import Settings
@@ -69,6 +69,7 @@ class Service:
     window: Window
     eventlog: EventLog
     relaying: Relaying
+    administering: Administering
     metrics: Metrics
     supervisor: Supervisor
 
@@ -121,7 +122,8 @@ async def open_service(
         receive = ReceiveWebhook(settings, base.sources, appender, metrics)
         stream = Stream(settings, eventlog, window, hub, tokens, turns, metrics)
         ready = _ready(settings, supervisor, tail, hub)
-        app = _application(base, receive, stream, acks, tail, relaying, ready)
+        administering = _administer(base, tail, relaying, ready)
+        app = _application(base, receive, stream, acks, relaying, administering, ready)
         front = Front(app, {("POST", "/webhooks/bridge"): receive, ("GET", "/stream"): stream})
         vital = {"appender": appender.run, "pulse": hub.pulse}
         _start(supervisor, vital | {"leases": leases.renew, "acks": acks.run}, LOST_LOOPS)
@@ -129,9 +131,8 @@ async def open_service(
         _start(supervisor, {"tokens": hub.check_tokens, "touch": tokens.touch})
         supervisor.start("lag", partial(watch_lag, consumers, metrics))
         supervisor.start("forget", partial(forget_digests, eventlog, settings.duplicate_window_s))
-        yield Service(
-            front, app, appender, hub, tail, window, eventlog, relaying, metrics, supervisor
-        )
+        looked_at = (appender, hub, tail, window, eventlog, relaying, administering)
+        yield Service(front, app, *looked_at, metrics, supervisor)
 
 
 async def _open_base(
@@ -154,34 +155,38 @@ async def _open_base(
     )
 
 
+def _administer(
+    base: _Base, tail: Tail, relaying: Relaying, ready: dict[str, Check]
+) -> Administering:
+    deliveries = Deliveries(base.database.readers)
+    return open_administering(
+        base.supervisor,
+        base.database.readers,
+        metrics=base.metrics,
+        eventlog=base.eventlog,
+        sources=base.sources,
+        consumers=base.consumers,
+        tokens=base.tokens,
+        tail=tail,
+        ready=ready,
+        standings=Standings(relaying.webhooks, deliveries, relaying.watch.orphans),
+    )
+
+
 def _application(
     base: _Base,
     receive: ReceiveWebhook,
     stream: Stream,
     acks: Acks,
-    tail: Tail,
     relaying: Relaying,
+    administering: Administering,
     ready: dict[str, Check],
 ) -> Starlette:
     settings, eventlog, tokens, window = base.settings, base.eventlog, base.tokens, base.window
-    readers = base.database.readers
     webhooks = WebhookAdmin(settings, relaying.webhooks, relaying.callbacks, eventlog, window)
-    deliveries = DeliveryAdmin(DeliveryList(readers), relaying.replays, eventlog)
-    standings = Standings(relaying.webhooks, Deliveries(readers), relaying.watch.orphans)
-    administering = open_administering(
-        base.supervisor,
-        readers,
-        metrics=base.metrics,
-        eventlog=eventlog,
-        sources=base.sources,
-        consumers=base.consumers,
-        tokens=tokens,
-        tail=tail,
-        ready=ready,
-        standings=standings,
-    )
+    listed = DeliveryList(base.database.readers)
+    deliveries = DeliveryAdmin(listed, relaying.replays, eventlog)
     watched = (base.sources, base.consumers, eventlog, window, stream, administering, base.metrics)
-    relayed = (webhooks, deliveries, standings)
     return application(
         Endpoints(
             receive,
@@ -192,7 +197,7 @@ def _application(
             WebhookApi(webhooks, tokens),
             DeliveryApi(deliveries, relaying.webhooks, tokens),
             Ops(base.metrics, live={"loops": ready["loops"]}, ready=ready),
-            dashboard_routes(Parts(settings, tokens, *watched, *relayed)),
+            dashboard_routes(Parts(settings, tokens, *watched, webhooks, deliveries)),
         )
     )
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.address import Address, caller_address, is_in
+from service.address import Address, caller_address, came_by_tls, is_in
 from service.settings import Network
 
 
@@ -85,3 +85,24 @@ def test_what_stands_left_of_an_untrusted_caller_changes_nothing(
 def test_any_text_gives_an_address_or_none(peer: str | None, forwarded: list[str]) -> None:
     address = caller_address(peer, forwarded, TRUSTED)
     assert address is None or isinstance(address, ipaddress.IPv4Address | ipaddress.IPv6Address)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "peer", "forwarded", "expected"),
+    [
+        ("https", "9.9.9.9", [], True),
+        ("http", "9.9.9.9", [], False),
+        ("http", "9.9.9.9", ["https"], False),  # anybody can say so
+        ("https", "9.9.9.9", ["http"], True),
+        ("http", "10.0.0.1", ["https"], True),
+        ("http", "10.0.0.1", ["HTTPS"], True),
+        ("http", "10.0.0.1", [], False),
+        ("http", "10.0.0.1", ["https, http"], False),  # the nearest proxy wrote last
+        ("http", "10.0.0.1", ["http", "https"], True),
+        ("http", None, ["https"], False),
+    ],
+)
+def test_tls_is_what_we_see_or_a_trusted_proxy_says(
+    scheme: str, peer: str | None, forwarded: list[str], expected: bool
+) -> None:
+    assert came_by_tls(scheme, peer, forwarded, networks("10.0.0.0/8")) is expected

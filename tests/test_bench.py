@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from service.embedded import EmbeddedPostgres
-from tests.bench import acks, append, endtoend, fanout, ingest, longlog
+from tests.bench import acks, append, endtoend, fanout, feed, ingest, longlog
 from tests.bench.effort import SMOKE
 from tests.bench.figures import (
     Figure,
@@ -37,6 +37,13 @@ async def test_append_is_measured_in_all_sizes_and_against_pgbench(
     figures = await append.measure(postgres, SMOKE)
     sizes = [f"append, batches of {size}" for size in (1, 10, 50, 200, 500)]
     check(figures, *sizes, "batches of 200 to single events", "append to pgbench, batches of 200")
+
+
+async def test_the_feed_is_measured_in_a_browser(postgres: EmbeddedPostgres) -> None:
+    need_program("chromium")
+    need_program("chromedriver")
+    figures = await feed.measure(postgres, SMOKE)
+    check(figures, "rows in the page at the most")
 
 
 async def test_ingest_is_measured_against_nothing_and_against_a_plain_handler(

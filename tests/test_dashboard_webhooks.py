@@ -307,7 +307,7 @@ def test_axe_finds_nothing_and_no_page_is_heavy(page: Site, scheme: str) -> None
         browser.open(path)
         if bad := violations(browser):
             found[path] = bad
-        weights[path] = _weight(process, browser, path)
+        weights[path] = _weight(browser, path)
     browser.open(place)
     browser.click_text("button", "Send a test")
     browser.sees("did not take", "#tested")

@@ -11,7 +11,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from service import app as app_module
 from service.db import Connection
 from service.latency import VIA
-from service.metrics import CLOSE_REASONS, OUTCOMES
+from service.metrics import (
+    ATTEMPT_OUTCOMES,
+    CLOSE_REASONS,
+    DISABLED_REASONS,
+    LOGINS,
+    OUTCOMES,
+)
 from tests.bridge import body, post
 from tests.conftest import need_program
 from tests.raw import Gate
@@ -29,9 +35,9 @@ from tests.test_receive import Start
 
 CLOSED_LABELS = {
     "source": {"default", "-"},
-    "outcome": set(OUTCOMES),
+    "outcome": {*OUTCOMES, *LOGINS, *ATTEMPT_OUTCOMES},
     "secret": {"current", "previous"},
-    "reason": set(CLOSE_REASONS),
+    "reason": {*CLOSE_REASONS, *DISABLED_REASONS},
     "via": set(VIA),
 }
 

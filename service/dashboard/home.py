@@ -29,7 +29,7 @@ class Chart:
 CHARTS = (
     Chart("Events", "rate", ("events_per_s",), ("received",), "appended by all replicas"),
     Chart(
-        "Delivery",
+        "Received to delivered",
         "seconds",
         ("delivery_p50_s", "delivery_p95_s", "delivery_p99_s"),
         ("p50", "p95", "p99"),

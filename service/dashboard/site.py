@@ -32,7 +32,6 @@ from service.errors import NotFound
 from service.eventlog import EventLog
 from service.metrics import Metrics
 from service.sources import Sources
-from service.standing import Standings
 from service.stream import Stream
 from service.webhook_admin import WebhookAdmin
 from service.window import Window
@@ -53,7 +52,6 @@ class Parts:
     metrics: Metrics
     webhooks: WebhookAdmin
     deliveries: DeliveryAdmin
-    standings: Standings
 
 
 def dashboard_routes(parts: Parts) -> Sequence[BaseRoute]:
@@ -75,7 +73,9 @@ def dashboard_routes(parts: Parts) -> Sequence[BaseRoute]:
 def _looking(parts: Parts, door: Door) -> Sequence[BaseRoute]:
     home = Home(parts.administering.overview, parts.eventlog)
     events = Events(parts.eventlog, parts.administering.history)
-    event = EventPage(parts.eventlog, parts.consumers, parts.standings, parts.deliveries.deliveries)
+    event = EventPage(
+        parts.eventlog, parts.consumers, parts.administering.standings, parts.deliveries.deliveries
+    )
     items = Items(parts.eventlog, parts.administering.history)
     sources = SourcesPage(parts.administering.overview, parts.sources, parts.metrics)
     return [
@@ -112,9 +112,9 @@ def _acting(parts: Parts, door: Door) -> Sequence[BaseRoute]:
 
 def _relaying(parts: Parts, door: Door) -> Sequence[BaseRoute]:
     lists = WebhookList(parts.deliveries)
-    webhooks = WebhooksPage(parts.webhooks, parts.standings)
-    webhook = WebhookPage(parts.webhooks, parts.standings, lists)
-    deliveries = DeliveriesPage(parts.deliveries, parts.standings, lists)
+    webhooks = WebhooksPage(parts.webhooks, parts.administering.standings)
+    webhook = WebhookPage(parts.webhooks, parts.administering.standings, lists)
+    deliveries = DeliveriesPage(parts.deliveries, parts.administering.standings, lists)
     replays = ReplaysPage(parts.deliveries, lists)
     one = "/dashboard/webhooks/{id}"
     delivery = f"{one}/deliveries/{{position}}"

@@ -3,13 +3,16 @@
 // fetch and not EventSource: an EventSource hears only the types that it was told of, and Bridge
 // may send new ones; and it hides what an error says. All text goes into the page as text.
 // Bounds: at most MAX rows are shown and MAX events wait; what is older is read from the log again
-// when somebody scrolls there. Times: rows are drawn at most ten times a second.
+// when somebody scrolls there. Rows are drawn at most ten times a second, and so seldom that drawing
+// takes a fifth of the time: whoever clicks waits for one drawing at the most.
 "use strict";
 (() => {
   const MAX = 200;
   const DRAW_MS = 100;
   const RETRY_MS = [500, 5000];
   const SCROLLED_PX = 240;
+  const SHARE = 5; // of the time may go into drawing: one part in so many
+  const FEW = 5; // so many rows at once are marked as new; more would only flicker
 
   const feed = document.getElementById("feed");
   const rows = document.getElementById("rows");
@@ -26,6 +29,7 @@
   let timer = null;
   let failures = 0;
   let counted = 0;
+  let pauseMs = DRAW_MS;
 
   function say(state, text) {
     if (feed.dataset.state === state && stateText.textContent === text) return;
@@ -117,7 +121,7 @@
   // Drawing
 
   function soon() {
-    if (timer === null) timer = setTimeout(draw, DRAW_MS);
+    if (timer === null) timer = setTimeout(draw, pauseMs);
   }
 
   function draw() {
@@ -128,14 +132,21 @@
       fresh.textContent = `${missed.toLocaleString("en")} new: show`;
       return;
     }
+    const began = performance.now();
     const shown = waiting.slice(-MAX).reverse();
     if (missed > shown.length) rows.replaceChildren(); // some were let go: no hole in the table
-    rows.prepend(...shown.map((text) => row(parse(text))));
+    const made = shown.map((text) => row(parse(text)));
+    if (made.length <= FEW) for (const one of made) one.classList.add("new");
+    rows.prepend(...made);
     waiting = [];
     missed = 0;
     fresh.hidden = true;
     document.getElementById("empty")?.remove();
     trim();
+    // After the next frame: laying the rows out is most of the work.
+    requestAnimationFrame(() => setTimeout(() => {
+      pauseMs = Math.max(DRAW_MS, (performance.now() - began) * (SHARE - 1));
+    }));
   }
 
   // Cut the table to its bound; what was cut is asked for again when somebody scrolls there.
@@ -169,7 +180,6 @@
     const content = typeof event.data.content === "object" && event.data.content ? event.data.content : {};
     const [position, when, type, item, account, user, source] = made.children;
     made.dataset.position = event.position;
-    made.classList.add("new");
     link(position, `/dashboard/events/${encodeURIComponent(event.position)}`, event.position);
     const time = when.firstElementChild;
     time.dateTime = event.receivedtime;
