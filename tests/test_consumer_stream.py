@@ -312,7 +312,9 @@ async def test_each_shard_has_its_own_place_and_the_next_partition_begins_at_the
     async with reading(service.url, f"{QUERY}&shard=2/3") as reader:
         assert await reader.control("lease")
         described = await look(service.url)
-    assert [shard["position"] for shard in described["shards"]] == [1, 1, 1]
+    *others, read = (shard["position"] for shard in described["shards"])
+    assert others == [1, 1]
+    assert read in (1, 3)  # what is not for it may have gone on by itself
 
 
 async def eventually_place(running: Running, shard: int, expected: int) -> None:

@@ -427,6 +427,7 @@ async def test_what_is_streamed_is_as_its_message_says(service: Running, format_
     async with httpx2.AsyncClient(base_url=service.url, headers=service.headers) as client:
         for _, body in events:
             await bridge.post(service.url, body, client=client)
+        await eventually(lambda: service.service.window.position == len(events))
         params = {"from": "start", "control": "1", "format": format_}
         seen = []
         async with asyncio.timeout(20), client.stream("GET", "/stream", params=params) as stream_:
