@@ -43,7 +43,7 @@ def judge(
     `step` is how many attempts of its schedule it had before this one. `early_s`: the attempt was a
     probe, so long before its time; it costs no step. `jitter` is from 0 to 1.
     """
-    failure = error or _failure(status or 0)
+    failure = error or failure_of(status or 0)
     if failure is None:
         return Verdict(None, "delivered", step + 1)
     pause_s = None
@@ -57,7 +57,7 @@ def judge(
     return Verdict(failure, "pending", step + 1, max(wait_s, pause_s or 0.0), pause_s)
 
 
-def _failure(status: int) -> str | None:
+def failure_of(status: int) -> str | None:
     """Return the class of a status that is no success, or None."""
     if 200 <= status < 300:
         return None

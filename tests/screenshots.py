@@ -23,6 +23,8 @@ from service.embedded import EmbeddedPostgres
 from service.signature import HEADER, sign
 from service.simulate import Plan, Simulation
 from tests.chromium import Browser, chromium
+from tests.receiver import Receiver
+from tests.relaying import RELAY
 from tests.running import (
     ADMIN_TOKEN,
     ROOT,
@@ -37,7 +39,38 @@ OUTPUT = ROOT / "docs" / "screenshots"
 DESKTOP, PHONE = (1280, 860), (390, 844)
 COLOURS = 192
 DRAWN = "return /\\d/.test(document.querySelector('.value').textContent)"
-LIVE_S = 240.0  # so long that the charts have something to show
+LIVE_S = 75.0  # real figures; SEEDED is made of them
+# For the charts alone, and in this browser alone: an hour before the first sample, with the ups and
+# downs of a working day, in the size of what was really measured.
+SEEDED = """
+const real = window.fetch;
+window.fetch = async (url, ...more) => {
+  const answer = await real(url, ...more);
+  if (!String(url).startsWith("/dashboard/stats?range=hour&after=0")) return answer;
+  const stats = await answer.json();
+  const first = stats.times[0], step = stats.step_s, n = 715 - stats.times.length;
+  let state = 42;
+  const random = () => (state = (state * 16807) % 2147483647) / 2147483647;
+  stats.times = [...Array.from({length: n}, (_, i) => first - (n - i) * step), ...stats.times];
+  for (const name of Object.keys(stats.figures)) {
+    const known = stats.figures[name], values = known.filter((v) => v !== null);
+    const mean = values.reduce((a, b) => a + b, 0) / Math.max(values.length, 1);
+    const isSize = name === "database_bytes", isWhole = /pending|lag_events|subscribers/.test(name);
+    let drift = 1;
+    const made = Array.from({length: n}, (_, i) => {
+      drift += (random() - 0.5) * 0.09 - (drift - 1) * 0.03;
+      const wave = 1 + 0.25 * Math.sin(i / 95) + 0.12 * Math.sin(i / 23);
+      if (isSize) return values.length ? values[0] * (0.82 + 0.18 * i / n) : null;
+      if (name === "subscribers") return values.length ? values[0] : null;
+      const value = mean * Math.max(0.2, drift * wave * (random() > 0.985 ? 1.5 : 1));
+      return values.length ? (isWhole ? Math.round(value) : value) : null;
+    });
+    stats.figures[name] = [...made, ...known];
+  }
+  return new Response(JSON.stringify(stats), {headers: {"content-type": "application/json"}});
+};
+"""
+BUSY = "%7B%22error%22:%22database%20is%20read-only%22%7D"
 ITEM, USER = 4568477, "9a95b38f-f98b-417a-988b-9d0d584893e7"
 
 
@@ -47,15 +80,16 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="causeway-screenshots-", dir="/tmp"))
     folder.chmod(0o755)
     try:
-        with _service(folder) as process:
-            asyncio.run(_live(process, folder))
+        with Receiver() as receiver, _service(folder) as process:
+            asyncio.run(_live(process, folder, receiver))
     finally:
         shutil.rmtree(folder)
 
 
 @contextmanager
 def _service(folder: Path) -> Iterator[Process]:
-    env = environment(CAUSEWAY_DATA_DIR=str(folder / "data"))
+    relay = {f"CAUSEWAY_{name.upper()}": str(value) for name, value in RELAY.items()}
+    env = environment(CAUSEWAY_DATA_DIR=str(folder / "data"), **relay)
     with service_process(env, folder / "log") as process:
         yield process
         process.terminate()
@@ -63,7 +97,7 @@ def _service(folder: Path) -> Iterator[Process]:
         pass
 
 
-async def _live(process: Process, folder: Path) -> None:
+async def _live(process: Process, folder: Path, receiver: Receiver) -> None:
     """Let some minutes of a Bridge pass, with a consumer that reads and one that nobody is."""
     admin = {"authorization": f"Bearer {ADMIN_TOKEN}"}
     stop = asyncio.Event()
@@ -78,6 +112,7 @@ async def _live(process: Process, folder: Path) -> None:
             {"name": "on-call", "scope": "admin"},
         ):
             await client.post("/api/tokens", json=token)
+        await _webhooks(client, receiver)
         plan = Plan(process.url, (SECRET,), rate=14, duplicates=0.06, forged=0.004)
         tasks = [
             asyncio.create_task(Simulation(plan).run(stop)),
@@ -90,6 +125,20 @@ async def _live(process: Process, folder: Path) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _webhooks(client: httpx2.AsyncClient, receiver: Receiver) -> None:
+    """One that works, one whose callback fails, one that is disabled."""
+    items = ["item.refreshed", "item.account.updated"]
+    for wish in (
+        {"name": "billing", "url": f"{receiver.url}/good", "types": items, "ordered": True},
+        {"name": "ledger", "url": f"{receiver.url}/say/503?text={BUSY}", "types": ["payment.*"]},
+        {"name": "crm", "url": f"{receiver.url}/good?for=crm", "types": ["item.created"]},
+    ):
+        headers = {"X-Api-Key": "not shown"}
+        made = await client.post("/api/webhooks", json=wish | {"headers": headers})
+        if wish["name"] == "crm":
+            await client.post(f"/api/webhooks/{made.json()['id']}/disable")
 
 
 async def _work(process: Process) -> None:
@@ -128,6 +177,8 @@ def _pictures(process: Process, folder: Path) -> None:
     with chromium(process.url, folder, size=DESKTOP) as browser:
         _emulate(browser, DESKTOP, "light")
         browser.log_in(ADMIN_TOKEN)
+        source = {"source": SEEDED}
+        browser.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", source)
         event = _last_of_the_item(process)
         for name, path in (
             ("overview", "/dashboard"),
@@ -136,6 +187,10 @@ def _pictures(process: Process, folder: Path) -> None:
             ("item", f"/dashboard/items?q={ITEM}"),
             ("sources", "/dashboard/sources"),
             ("consumers", "/dashboard/consumers"),
+            ("webhooks", "/dashboard/webhooks"),
+            ("webhook-new", "/dashboard/webhooks/new"),
+            ("webhook", "/dashboard/webhooks/2"),
+            ("delivery", f"/dashboard/webhooks/2/deliveries/{_failed(process)}"),
             ("tokens", "/dashboard/tokens"),
             ("log", "/dashboard/log"),
         ):
@@ -156,6 +211,14 @@ def _last_of_the_item(process: Process) -> str:
     return event
 
 
+def _failed(process: Process) -> int:
+    admin = {"authorization": f"Bearer {ADMIN_TOKEN}"}
+    answer = httpx2.get(f"{process.url}/api/webhooks/2/deliveries?limit=500", headers=admin)
+    tried = [one for one in answer.json()["deliveries"] if one["attempts"] > 1]
+    position: int = tried[-1]["position"]
+    return position
+
+
 def _emulate(browser: Browser, size: tuple[int, int], colours: str) -> None:
     width, height = size
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
@@ -168,6 +231,11 @@ def _take(browser: Browser, path: Path) -> None:
     """Keep what the browser shows, with few colours: flat pages need no more."""
     if browser.all("#charts"):
         browser.wait(lambda: browser.run(DRAWN))
+    if browser.all("#create.sheet"):
+        browser.click("[name=events][value=some]")
+        for name in ("item.refreshed", "item.account.updated"):
+            browser.click(f"[name=type][value='{name}']")
+        browser.type("[name=url]", "https://billing.example.com/hooks/bridge")
     if browser.all("#feed"):
         browser.sees("live", "#state")
     time.sleep(0.4)  # for the drawing of the last frame; a picture too early is only ugly

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from service.delivery_list import Attempt, Delivery
 from service.event import Event
 from service.standing import Standing
+from service.verdict import failure_of
 from service.webhook_value import Webhook
 from service.words import count, number, span
 
@@ -140,10 +141,10 @@ def event_state(webhook: Webhook, delivery: Delivery | None, event: Event) -> St
 def outcome(status: int | None, error: str | None) -> State:
     """Return how a call ended: its status if there is one, and what went wrong in words."""
     word = str(status) if status is not None else (error or "no answer")
-    if error is None:
-        is_good = status is not None and 200 <= status < 300
-        return State(GOOD if is_good else BROKEN, word, "" if is_good else "not 2xx")
-    return State(BROKEN, word, ERRORS.get(error, error))
+    failure = error or failure_of(status or 0)
+    if failure is None:
+        return State(GOOD, word)
+    return State(BROKEN, word, ERRORS.get(failure, failure))
 
 
 def shown(attempt: Attempt) -> str:

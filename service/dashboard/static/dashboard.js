@@ -21,8 +21,10 @@
   // What the service answers to a form is shown in its place for it, else at the top of the page.
   document.addEventListener("htmx:beforeSwap", (event) => {
     const { xhr, requestConfig } = event.detail;
+    if (xhr.status < 400) return;
+    event.detail.swapOverride = "innerHTML"; // the place itself stays, for the next error
     const asking = requestConfig.elt.closest("dialog, [data-asks]");
-    if (xhr.status < 400 || !asking) return;
+    if (!asking) return;
     event.detail.target = asking.querySelector(".answer");
     event.detail.target.scrollIntoView({ block: "nearest" });
   });
