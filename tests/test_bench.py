@@ -126,3 +126,21 @@ async def test_the_result_names_the_machine_and_what_was_missed(
     text = (tmp_path / "result.md").read_text()
     assert f"| CPU | {machine['CPU']} |" in text
     assert "| frames | 99,400 frames/s | (99,400 to 99,400) | ≥ 100,000 | MISSED |" in text
+
+
+def test_what_is_measured_again_replaces_itself_alone(tmp_path: Path) -> None:
+    path = tmp_path / "result.md"
+    old = [Section(name, f"How {name}.", [figure(name, "x", [1.0])]) for name in ("a", "b", "c")]
+    write(path, old, {"CPU": "old"}, "full")
+    write(path, [Section("b", "How b.", [figure("b", "x", [2.0])])], {"CPU": "new"}, "quick")
+    text = path.read_text()
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## a",
+        "## b",
+        "## c",
+    ]
+    assert [line[:9] for line in text.splitlines() if " x |" in line] == [
+        *("| a | 1 x", "| b | 2 x", "| c | 1 x"),
+    ]
+    assert "| CPU | new |" in text
+    assert text.count("quick.") == 1

@@ -273,7 +273,7 @@ def test_interrupt_from_the_terminal_leaves_the_server_alive(
 ) -> None:
     service = serve()
     os.killpg(service.pid, signal.SIGINT)
-    service.wait()
+    service.wait(30)
     assert _ask(EmbeddedPostgres(data_dir), "SELECT 1") == 1
 
 

@@ -40,14 +40,22 @@ def show(console: Console, section: Section) -> None:
 def write(
     path: Path, sections: Sequence[Section], machine: Mapping[str, str], effort_name: str
 ) -> None:
-    """Write all sections as Markdown, replacing what was there."""
+    """Write sections as Markdown; those in the file that were not measured now stay as they are."""
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    lines = [PREAMBLE, *_table(("run", f"{when}, {effort_name}"), machine.items()), ""]
+    kept = _sections(path.read_text()) if path.exists() else {}
     for section in sections:
-        lines += [f"## {section.name}", "", section.explanation.strip(), ""]
-        lines += [*_table(COLUMNS, map(_row, section.figures)), ""]
+        lines = [section.explanation.strip(), "", f"Measured {when}, {effort_name}.", ""]
+        kept[section.name] = "\n".join([*lines, *_table(COLUMNS, map(_row, section.figures))])
+    parts = [PREAMBLE, "\n".join(_table(("machine", ""), machine.items())) + "\n"]
+    parts += [f"## {name}\n\n{text}\n" for name, text in kept.items()]
     path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join(lines))
+    path.write_text("\n".join(parts))
+
+
+def _sections(text: str) -> dict[str, str]:
+    """Return the sections of a file that `write` wrote, by name, in their order."""
+    parts = (part.partition("\n") for part in text.split("\n## ")[1:])
+    return {name: content.strip() for name, _, content in parts}
 
 
 def _row(figure: Figure) -> tuple[str, ...]:
