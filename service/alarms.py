@@ -171,7 +171,10 @@ def _webhook(standing: Standing, now: datetime) -> Iterator[tuple[str, str]]:
         yield CRITICAL, f"not called: {webhook.unreadable}"
     elif webhook.open_until is not None and webhook.failing_since is not None:
         ago = span((now - webhook.failing_since).total_seconds())
-        yield WARNING, f"its callback fails since {ago}, {count(webhook.failures, 'call')} in a row"
+        yield (
+            WARNING,
+            f"its callback has failed for {ago}, {count(webhook.failures, 'call')} in a row",
+        )
     oldest_s = backlog.oldest_s or 0.0
     is_late = webhook.disabled_at is None and oldest_s > LAG_S
     if backlog.pending and is_late:

@@ -70,7 +70,7 @@ window.fetch = async (url, ...more) => {
   return new Response(JSON.stringify(stats), {headers: {"content-type": "application/json"}});
 };
 """
-BUSY = "%7B%22error%22:%22database%20is%20read-only%22%7D"
+BUSY = "database+is+read-only"
 ITEM, USER = 4568477, "9a95b38f-f98b-417a-988b-9d0d584893e7"
 
 

@@ -167,7 +167,7 @@ def test_a_failing_webhook_is_told_in_words_and_its_answer_cannot_run(page: Site
     browser.sees("failing", ".webhooks .tag")
     browser.sees("6", ".webhooks")
     browser.open("/dashboard")
-    browser.sees(f"webhook {EVIL}: its callback fails since", ".alarms")
+    browser.sees(f"webhook {EVIL}: its callback has failed for", ".alarms")
     for path in (place, f"{place}/deliveries/{positions[0]}", f"/dashboard/events/{positions[0]}"):
         browser.open(path)
         browser.find("h1")

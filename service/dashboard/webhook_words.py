@@ -18,7 +18,7 @@ ERRORS = {
     "redirect": "it answered with a redirect, which is never followed: set the new URL",
     "client_error": "it refused the call (4xx): is the URL right, does it know the secret?",
     "gone": "it answered 410 Gone: the webhook was disabled",
-    "throttled": "it asked for a pause",
+    "throttled": "it is overloaded or away (429 or 503)",
     "server_error": "it failed (5xx): see its own log",
     "address_denied": "its address may not be called: see CAUSEWAY_RELAY_ALLOWED_NETWORKS",
     "dns": "its host name could not be resolved",
@@ -83,7 +83,7 @@ def health(standing: Standing, now: datetime | None = None) -> Health:
     if webhook.failing_since is None:
         return _working(standing)
     ago = span((moment - webhook.failing_since).total_seconds())
-    text = f"{count(webhook.failures, 'call')} failed in a row, since {ago}."
+    text = f"{count(webhook.failures, 'call')} failed in a row, for {ago}."
     if webhook.open_until is None:
         return Health(WAITING, "failing", text, "Each is tried again by itself.")
     text += " The circuit is open: one probe at a time until one succeeds"
