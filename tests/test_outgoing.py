@@ -2,7 +2,6 @@
 
 import base64
 import hmac
-import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -23,7 +22,6 @@ BODY = b'{"content":{"balance":1678.10},"timestamp":1612782588323,"type":"item.a
 ID = "1042.9f3ac01b"
 NOW = datetime.now(UTC)
 OLD, CURRENT = new_secret(), new_secret()
-MAX_S = 30e-6
 
 
 def webhook(**fields: Any) -> Webhook:
@@ -186,15 +184,3 @@ def test_no_repr_shows_a_secret() -> None:
     )
     for secret in (CURRENT, OLD, "hunter2", "t=x"):
         assert secret not in shown
-
-
-def test_signing_costs_little() -> None:
-    """1,500 deliveries a second leave no more than this for each; with two secrets, at worst."""
-    signer = Signer(replace(rotated(NOW + timedelta(hours=1)), headers={"X-Api-Key": "k"}))
-    body, now_s, best = BODY.ljust(1024), NOW.timestamp(), float("inf")
-    for _ in range(20):
-        began = time.perf_counter()
-        for _ in range(200):
-            signer.headers(ID, body, now_s, position=1042, attempt=1)
-        best = min(best, (time.perf_counter() - began) / 200)
-    assert best < MAX_S
