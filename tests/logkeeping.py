@@ -103,7 +103,8 @@ async def stall(running: Running) -> None:
     await eventually(
         lambda: any(
             s.sending_since is not None and now() - s.sending_since > 0.2 for s in hub._subscribers
-        )
+        ),
+        within_s=30,
     )
 
 

@@ -390,7 +390,8 @@ async def test_calls_start_on_time_however_slow_the_answers_are() -> None:
         await simulated(replace(PLAN, url=receiver.url, rate=100.0, count=50))
     moments = [moment for moment, _ in receiver.tries]
     assert len(moments) == 50
-    assert 0.3 < moments[-1] - moments[0] < 2.0  # 49 times 10 ms; none waited for an answer
+    # 49 times 10 ms, less if a busy machine made the first ones late; none waited for an answer
+    assert 0.1 < moments[-1] - moments[0] < 2.0
 
 
 async def test_no_more_calls_are_open_than_the_plan_allows() -> None:
