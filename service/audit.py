@@ -1,7 +1,8 @@
 """Proves the log: walks the chain from the first row that is left to the newest.
 
 Each row must follow the one before without a hole, its link must be the hash that the chain's rule
-gives, its digest that of its body, and every column what the body says. What was changed, removed
+gives, its digest that of its body, and every column what the body says; a body that is gone must
+have been erased by an erasure that is written down. What was changed, removed
 or put in by somebody who got past the triggers is named by its position. Proves the deliveries as
 well: every event that a webhook was owed is delivered, pending or exhausted.
 """
@@ -16,9 +17,11 @@ from service.delivery import SCAN_POSITIONS, Deliveries
 from service.errors import DeliveryMissing, LogDamaged, NotAnEvent
 from service.event import GENESIS_POSITION, Event, chain_link, parse_event
 from service.eventlog import AuditRow, Bounds, EventLog
+from service.filter import topic_of
 
 PAGE_EVENTS = 2000
 PAGE_BYTES = 8 * 1024 * 1024
+_PERSONAL = ("occurred_at", "item_id", "account_id", "user_uuid")
 _DERIVED = ("type", "topic", "occurred_at", "item_id", "account_id", "user_uuid")
 
 Progress = Callable[[int, int], None]
@@ -26,10 +29,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What an audit has shown: this many events, up to this checkpoint, are as appended."""
+    """What an audit has shown: this many events, up to this checkpoint, are as appended.
+
+    Of `erased` ones among them the bodies are gone, as is written down.
+    """
 
     events: int
     bounds: Bounds
+    erased: int = 0
 
     @property
     def checkpoint(self) -> str:
@@ -44,6 +51,7 @@ class _Chain:
     position: int
     link: bytes
     watermark: datetime | None = None
+    erased: int = 0
 
     def follow(self, row: AuditRow) -> None:
         """Take one step. Raises LogDamaged if `row` is not the next one."""
@@ -53,17 +61,18 @@ class _Chain:
         if fault := self._fault(row):
             raise LogDamaged(event.position, fault)
         self.position, self.link, self.watermark = event.position, event.link, row.watermark
+        self.erased += not event.body
 
     def _fault(self, row: AuditRow) -> str | None:
         event = row.event
-        if hashlib.sha256(event.body).digest() != event.digest:
+        if event.body and hashlib.sha256(event.body).digest() != event.digest:
             return "the body is not the one that was received"
         link = chain_link(self.link, event.digest, event.position, event.received_at, event.source)
         if link != event.link:
             return "the link does not follow from the row before"
         if row.watermark != max(event.received_at, self._watermark_before(row)):
             return "watermark is not the greatest received_at so far"
-        return _derived_fault(event)
+        return _derived_fault(event) if event.body else _erased_fault(row)
 
     def _watermark_before(self, row: AuditRow) -> datetime:
         """The first row has none before it; for the first one left after pruning it is unknown."""
@@ -80,6 +89,16 @@ def _derived_fault(event: Event) -> str | None:
         return "the body is no event"
     wrong = [name for name in _DERIVED if getattr(event, name) != getattr(expected, name)]
     return f"{wrong[0]} is not what the body says" if wrong else None
+
+
+def _erased_fault(row: AuditRow) -> str | None:
+    """Say what is wrong with a tombstone, or None. Digest and link tell that it was an event."""
+    if not row.is_erased:
+        return "the body is gone, and no erasure of it is written down"
+    left = [name for name in _PERSONAL if getattr(row.event, name) is not None]
+    if left:
+        return f"{left[0]} is left of an erased event"
+    return None if row.event.topic == topic_of(row.event.type) else "topic is not that of the type"
 
 
 async def audit(
@@ -106,7 +125,7 @@ async def audit(
         on_progress(min(chain.position - bounds.anchor_position, total), total)
         if pause_s:
             await asyncio.sleep(pause_s)
-    return Proof(total, bounds)
+    return Proof(total, bounds, chain.erased)
 
 
 async def audit_deliveries(deliveries: Deliveries) -> int:

@@ -11,7 +11,7 @@ async def read_page(eventlog: EventLog, position: int, head: int, view: View) ->
     `position` are gone, LogDamaged at a hole: neither is ever passed over in silence.
     """
     if view.filter.is_everything:
-        events = await eventlog.read_after(position, max_bytes=CHUNK_BYTES)
+        events = await eventlog.read_after(position, max_bytes=CHUNK_BYTES, head=head)
         scanned_to = 0
     else:
         page = await eventlog.read_matching(position, head, view.filter, max_bytes=CHUNK_BYTES)

@@ -7,7 +7,7 @@ split at line ends for SSE as the standard demands, or spliced into the JSON as 
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,6 +18,8 @@ from service.filter import topic_of
 
 # Always the same bytes, so two of them are two events although their bytes are equal (BRIDGE.md).
 TEST_EVENT = "TEST_EVENT"
+# What is left of an event whose body was erased. Bridge's own types have no such beginning.
+ERASED = "causeway.erased"
 GENESIS_POSITION = 0
 _TYPE = re.compile(r"[^\x00-\x1f\x7f\x85\u2028\u2029]{1,128}")
 _INT64 = 2**63
@@ -72,6 +74,11 @@ class Event:
     def id(self) -> str:
         return event_id(self.position, self.link)
 
+    @property
+    def is_erased(self) -> bool:
+        """True for a tombstone: position, receipt, digest and link are the event's, no more."""
+        return self.type == ERASED
+
 
 def parse_event(body: bytes, source: str, received_at: datetime) -> NewEvent:
     """Read the little of Bridge's body that the log indexes; anything else in it is left alone.
@@ -102,6 +109,15 @@ def parse_event(body: bytes, source: str, received_at: datetime) -> NewEvent:
         body=body,
         received_at=received_at,
     )
+
+
+def tombstone(event: Event) -> Event:
+    """Return what readers see of an event without a body: its type is `causeway.erased`.
+
+    The topic stays, so that who asked for the event's type gets the tombstone in its place.
+    """
+    data = {"erased": True, "position": event.position, "type": event.type}
+    return replace(event, type=ERASED, body=orjson.dumps(data))
 
 
 def chain_link(

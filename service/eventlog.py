@@ -13,7 +13,7 @@ from typing import Any
 
 from service.db import Querier, fetch, statements
 from service.errors import LogDamaged, LogDiverged, PositionAhead, PositionPruned
-from service.event import Event, NewEvent, event_id
+from service.event import Event, NewEvent, event_id, tombstone
 from service.filter import Filter
 
 _SQL = statements("eventlog")
@@ -33,6 +33,7 @@ _COLUMNS = tuple(
         "is_repeatable",
     )
 )
+LAST_POSITION = 2**63 - 1
 PAGE_EVENTS = 500
 PAGE_BYTES = 1024 * 1024
 SCAN_POSITIONS = 50_000  # how far one filtered read looks: some 20 ms at the worst
@@ -72,10 +73,14 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """A row with all that an audit looks at."""
+    """A row with all that an audit looks at, as it stands: an erased one has no body.
+
+    `is_erased`: an erasure of it is written down.
+    """
 
     event: Event
     watermark: datetime
+    is_erased: bool
 
 
 class EventLog:
@@ -97,16 +102,26 @@ class EventLog:
         return [Appended(position, is_known) for position, is_known in rows]
 
     async def read_after(
-        self, position: int, *, limit: int = PAGE_EVENTS, max_bytes: int = PAGE_BYTES
+        self,
+        position: int,
+        *,
+        limit: int = PAGE_EVENTS,
+        max_bytes: int = PAGE_BYTES,
+        head: int | None = None,
     ) -> list[Event]:
         """Return the events after `position`, oldest first, at most `limit`.
 
         Fewer if their bodies pass `max_bytes`; empty only if there is none. They are `position`
         + 1, + 2, ...: raises PositionPruned if the first of them are gone, LogDamaged if one is
-        missing otherwise.
+        missing otherwise. Who knows that the log goes on to `head` or further says so: the read
+        then costs the same however long the log is.
         """
-        rows = await fetch(self._readers, _SQL.read_after, position, limit, max_bytes)
-        events = [Event(*row) for row in rows]
+        is_behind = head is not None and head > position
+        until = position + limit if is_behind else LAST_POSITION
+        rows = await fetch(self._readers, _SQL.read_after, position, limit, max_bytes, until)
+        if is_behind and not rows:
+            await self._check_end(position)
+        events = [_event(*row) for row in rows]
         for expected, event in enumerate(events, position + 1):
             if event.position != expected:
                 await self.check_kept(expected - 1)
@@ -132,7 +147,7 @@ class EventLog:
         rows = await fetch(
             self._readers, _SQL.read_matching, position, until, limit, max_bytes, *values
         )
-        events = [Event(*row[:-1]) for row in rows]
+        events = [_event(*row[:-1]) for row in rows]
         is_cut = bool(rows) and (rows[0]["matched"] == limit or rows[0]["matched"] > len(rows))
         return Page(events, events[-1].position if is_cut else until)
 
@@ -172,6 +187,14 @@ class EventLog:
         if position < bounds.anchor_position:
             raise _pruned(position, bounds)
 
+    async def _check_end(self, position: int) -> None:
+        """Raise PositionPruned or LogDamaged unless the log really ends at `position` or before."""
+        bounds = await self.bounds()
+        if position < bounds.anchor_position:
+            raise _pruned(position, bounds)
+        if position < bounds.head_position:
+            raise LogDamaged(position + 1, "missing, and all the page that follows it")
+
     async def _missing(self, position: int) -> PositionPruned | LogDamaged | PositionAhead:
         bounds = await self.bounds()
         if position < bounds.anchor_position:
@@ -197,13 +220,24 @@ class EventLog:
         At most `limit`, fewer if their bodies pass `max_bytes`; empty only if there is none.
         """
         rows = await fetch(self._readers, _SQL.audit_after, position, limit, max_bytes)
-        return [AuditRow(Event(*row[:-1]), row["watermark"]) for row in rows]
+        return [AuditRow(Event(*row[:-2]), *row[-2:]) for row in rows]
 
     async def forget_digests(self, before: datetime, *, limit: int) -> int:
         """Forget at most `limit` digests of events received before `before`; return how many."""
         [row] = await fetch(self._readers, _SQL.forget_digests, before, limit)
         forgotten: int = row["forgotten"]
         return forgotten
+
+    async def make_partitions(self) -> int:
+        """Make the partition after the newest one if there is none; return how many were made."""
+        [row] = await fetch(self._readers, _SQL.make_partitions)
+        made: int = row["made"]
+        return made
+
+
+def _event(*row: Any) -> Event:
+    event = Event(*row)
+    return event if event.body else tombstone(event)
 
 
 def _pruned(position: int, bounds: Bounds) -> PositionPruned:

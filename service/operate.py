@@ -7,18 +7,31 @@ is started for as long as the command takes.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 from typing import TypeVar
+
+import asyncpg
 
 from service.audit import Progress, Proof, audit, audit_deliveries
 from service.auth import Tokens
 from service.config import Settings
 from service.cursor import parse_place
-from service.db import Pool, create_pool, prepare
+from service.db import (
+    CONNECT_TIMEOUT_S,
+    Connection,
+    Pool,
+    accessible,
+    create_pool,
+    prepare,
+    translated,
+)
 from service.delivery import Deliveries
 from service.embedded import EmbeddedPostgres, default_data_dir
+from service.erase import Erasure, Erasures
 from service.errors import ConfigError
 from service.eventlog import EventLog
 from service.migrate import check_schema, migrate
+from service.prune import Pruning, Rule, prune
 
 T = TypeVar("T")
 
@@ -50,6 +63,29 @@ def audit_database(
     return _run(settings, work)
 
 
+def prune_database(settings: Settings, rule: Rule, *, is_forced: bool, is_dry_run: bool) -> Pruning:
+    """Prune the log as `rule` says, as the owner; see `prune`."""
+
+    async def work(owner: Connection) -> Pruning:
+        return await prune(
+            owner, rule, datetime.now(UTC), is_forced=is_forced, is_dry_run=is_dry_run
+        )
+
+    return _run_as_owner(settings, work)
+
+
+def erase_user(
+    settings: Settings, user_uuid: str, *, reason: str, by: str, is_dry_run: bool
+) -> Erasure:
+    """Erase a user's events; see `Erasures.erase_user`."""
+
+    async def work(pool: Pool) -> Erasure:
+        erasures = Erasures(pool)
+        return await erasures.erase_user(user_uuid, reason=reason, by=by, is_dry_run=is_dry_run)
+
+    return _run(settings, work)
+
+
 def with_tokens(settings: Settings, work: Callable[[Tokens], Awaitable[T]]) -> T:
     """Return what `work` does with the database's tokens."""
     return _run(settings, lambda pool: work(Tokens(settings, pool)))
@@ -61,6 +97,21 @@ def _run(settings: Settings, work: Callable[[Pool], Awaitable[T]]) -> T:
             return await work(pool)
 
     with _database(settings) as dsn:
+        return asyncio.run(main(dsn))
+
+
+def _run_as_owner(settings: Settings, work: Callable[[Connection], Awaitable[T]]) -> T:
+    async def main(dsn: str) -> T:
+        with translated():
+            with accessible():
+                owner = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S)
+            try:
+                await check_schema(owner)
+                return await work(owner)
+            finally:
+                await owner.close(timeout=CONNECT_TIMEOUT_S)
+
+    with _database(settings, is_owner=True) as dsn:
         return asyncio.run(main(dsn))
 
 

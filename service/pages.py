@@ -26,7 +26,14 @@ from service.cursor import (
     resolve,
     single,
 )
-from service.errors import BadRequest, LogUnavailable, NotAcceptable, NotFound, PositionAhead
+from service.errors import (
+    BadRequest,
+    Erased,
+    LogUnavailable,
+    NotAcceptable,
+    NotFound,
+    PositionAhead,
+)
 from service.event import GENESIS_POSITION, Event, cloudevent_json, event_id, one_line
 from service.eventlog import EventLog, Page
 from service.filter import Filter
@@ -95,12 +102,17 @@ class Pages:
             await self._eventlog.check(place.position, place.link_digits)
         except PositionAhead as error:
             raise NotFound(error.message) from error
-        events = await self._eventlog.read_after(place.position - 1, limit=1)
+        events = await self._eventlog.read_after(place.position - 1, limit=1, head=place.position)
         if not events or events[0].position != place.position:
             await self._eventlog.check_kept(place.position - 1)
             raise NotFound(f"there is no event at position {place.position}")
         if not caller.limits.matcher()(events[0]):
             raise NotFound(f"there is no event at position {place.position} for this token")
+        if events[0].is_erased:
+            raise Erased(
+                f"the body of the event at position {place.position} was erased",
+                position=place.position,
+            )
         body = events[0].body if media_type == BYTES else cloudevent_json(events[0])
         headers = {"causeway-id": events[0].id, "cache-control": "private, immutable"}
         return Response(body, media_type=media_type, headers=headers)

@@ -15,6 +15,7 @@ Acked = TypeVar("Acked")  # the consumer's place: an int, or what is awaited for
 Send = Callable[[Call], Acked]
 
 _ID = re.compile(r"(\d{1,18})(?:\.[0-9a-f]{8})?")
+ERASED = "causeway.erased"
 _SOURCE_PREFIX = "/bridge/"
 _DATA = ',"data":'  # the server splices the body in last; in a JSON string the quotes are escaped
 
@@ -43,6 +44,11 @@ class Event(Generic[Acked]):
     cloudevent: str = field(repr=False)
     hold: Hold | None = field(default=None, repr=False)
     send: Send[Acked] = field(default=send_nothing, repr=False, compare=False)
+
+    @property
+    def is_erased(self) -> bool:
+        """True if the event's body was erased: `data` says what its type was, and no more."""
+        return self.type == ERASED
 
     def json(self) -> Any:
         """Parse `data`; a number with a fraction becomes a `Decimal`, so money keeps its digits."""

@@ -205,7 +205,7 @@ class Relay:
         began, started_at = time.time(), datetime.now(UTC)
         answer, verdict = _UNSENT, _RELEASED
         try:
-            if claimed.body is None:
+            if not claimed.body:  # pruned, or erased
                 answer = Answer(None, "event_gone", b"", 0.0, None)
                 verdict = Verdict("event_gone", "exhausted", claimed.step + 1)
             elif route is not None and self._loop.time() < until:

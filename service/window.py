@@ -162,6 +162,20 @@ class Window:
         self._trim()
         self._changed()
 
+    @property
+    def first(self) -> int:
+        """The oldest position in it, or that which will be."""
+        return self._base
+
+    def replace(self, frames: list[Frame]) -> None:
+        """Put `frames` in place of those of the same positions, where it still has them."""
+        for frame in frames:
+            index = frame.event.position - self._base
+            if 0 <= index < len(self._frames):
+                self._bytes += frame.size - self._frames[index].size
+                self._frames[index] = frame
+        self._changed()  # chunks that were joined are forgotten
+
     def holds(self, after: int) -> bool:
         """True if whoever has read up to `after` can go on from the window, not from the log."""
         return self._base - 1 <= after <= self.position

@@ -31,8 +31,9 @@ FROM causeway.log
 WHERE anchor_position = $1;
 
 -- name: read_after
--- $1: position, exclusive; $2: rows at most; $3: bytes of bodies at most, but always one row.
--- Oldest first. Index: event_pkey. Lengths are known without reading a body that is stored apart.
+-- $1: position, exclusive; $2: rows at most; $3: bytes of bodies at most, but always one row; $4: the
+-- last position that is looked at: a plan costs more with each partition in its range. Oldest first.
+-- Index: event_pkey. Lengths are known without reading a body that is stored apart.
 SELECT position, link, received_at, source, type, topic, occurred_at, item_id, account_id,
     user_uuid::text AS user_uuid, digest, body
 FROM (
@@ -42,6 +43,7 @@ FROM (
         SELECT *
         FROM causeway.event
         WHERE position > $1
+            AND position <= $4
         ORDER BY position
         LIMIT $2
     ) AS page
@@ -86,7 +88,8 @@ SELECT causeway.find_time($1) AS position;
 
 -- name: audit_after
 -- $1: position, exclusive; $2: rows at most; $3: bytes of bodies at most, but always one row. All
--- that the chain covers, oldest first. Index: event_pkey. A time that no client can hold (infinite,
+-- that the chain covers, oldest first, and whether an erasure of it is written down. Indexes:
+-- event_pkey, erased_pkey. A time that no client can hold (infinite,
 -- BC), which only tampering can make, comes as one that no honest row has.
 SELECT position, link, least(greatest(received_at, '0001-01-01+00'), '9999-12-31+00') AS received_at,
     source, type, topic,
@@ -94,7 +97,8 @@ SELECT position, link, least(greatest(received_at, '0001-01-01+00'), '9999-12-31
         THEN least(greatest(occurred_at, '0001-01-01+00'), '9999-12-31+00')
     END AS occurred_at,
     item_id, account_id, user_uuid::text AS user_uuid, digest, body,
-    least(greatest(watermark, '0001-01-01+00'), '9999-12-31+00') AS watermark
+    least(greatest(watermark, '0001-01-01+00'), '9999-12-31+00') AS watermark,
+    EXISTS (SELECT FROM causeway.erased WHERE erased.position = measured.position) AS is_erased
 FROM (
     SELECT *, sum(octet_length(body)) OVER (ORDER BY position) AS total_bytes,
         row_number() OVER (ORDER BY position) AS n
@@ -112,3 +116,7 @@ ORDER BY position;
 -- name: forget_digests
 -- $1: a time; $2: rows at most. How many digests of events received before it were forgotten.
 SELECT causeway.forget_digests($1, $2) AS forgotten;
+
+-- name: make_partitions
+-- How many partitions were made ahead of the head.
+SELECT causeway.make_partitions() AS made;

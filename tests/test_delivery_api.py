@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -466,7 +467,7 @@ FROM generate_series(1, 30000) AS n
 async def test_lists_go_by_the_indexes_that_they_name(
     owner: Owner, database: Database, is_analyzed: bool
 ) -> None:
-    for table in ("event", "delivery"):
+    for table in ("event_0", "delivery"):
         await owner.execute(f"ALTER TABLE causeway.{table} SET (autovacuum_enabled = off)")
     await owner.execute(EVENTS)
     hook = await make_webhook(owner, 30000, is_disabled=True)
@@ -483,7 +484,8 @@ async def test_lists_go_by_the_indexes_that_they_name(
                     f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", *values, *more
                 )
                 plan = json.loads(text)[0]["Plan"]
-                used = {node["Index Name"] for node in nodes(plan) if "Index Name" in node}
+                names = (node["Index Name"] for node in nodes(plan) if "Index Name" in node)
+                used = {re.sub(r"^event_\d+_", "event_", name) for name in names}
                 scans = [n for n in nodes(plan) if n["Node Type"] == "Seq Scan"]
                 assert not scans, (state, plan)
                 assert used - {"event_pkey"} == indexes, (state, plan)

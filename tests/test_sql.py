@@ -37,7 +37,8 @@ FROM generate_series(1, {ROWS}) AS n
 async def test_each_statement_may_be_run_by_the_services_role(
     database: Database, module: str, name: str
 ) -> None:
-    connection = await connect(database.service_dsn)
+    is_owners = module == "prune"  # what the service may not do
+    connection = await connect(database.owner_dsn if is_owners else database.service_dsn)
     try:
         sql = getattr(statements(module), name)
         await connection.prepare(sql)
@@ -99,6 +100,16 @@ def test_each_index_says_which_statement_needs_it() -> None:
 
 # Plans
 
+PARTITION = re.compile(r"^event_\d+")
+# What Postgres calls an index that it makes for a partition.
+AUTOMATIC = {
+    "event_item_id_position_idx": "event_item",
+    "event_account_id_position_idx": "event_account",
+    "event_user_uuid_position_idx": "event_user",
+    "event_topic_position_idx": "event_topic",
+    "event_source_position_idx": "event_source",
+}
+
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield every node of a plan."""
@@ -108,7 +119,9 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def indexes(plan: dict[str, Any]) -> set[str]:
-    return {node["Index Name"] for node in nodes(plan) if "Index Name" in node}
+    """Return the indexes that the plan goes by; those of partitions under the whole log's names."""
+    used = {node["Index Name"] for node in nodes(plan) if "Index Name" in node}
+    return {AUTOMATIC.get(name, name) for name in (PARTITION.sub("event", it) for it in used)}
 
 
 def scanned(plan: dict[str, Any]) -> set[str]:
@@ -135,7 +148,7 @@ MATCHING: dict[str, tuple[list[object], str]] = {
 async def test_each_reader_goes_by_its_index(
     owner: Connection, database: Database, is_analyzed: bool
 ) -> None:
-    await owner.execute("ALTER TABLE causeway.event SET (autovacuum_enabled = off)")
+    await owner.execute("ALTER TABLE causeway.event_0 SET (autovacuum_enabled = off)")
     await owner.execute(FILL)
     if is_analyzed:
         await owner.execute("ANALYZE causeway.event")
@@ -146,7 +159,7 @@ async def test_each_reader_goes_by_its_index(
             plan = await plan_of(connection, sql.read_matching, 0, ROWS, 500, 10**6, *conditions)
             assert indexes(plan) == {index}, (name, plan)
         for statement, values in (
-            (sql.read_after, (ROWS - 5, 500, 10**6)),
+            (sql.read_after, (ROWS - 5, 500, 10**6, ROWS)),
             (sql.read_matching, (10, 20, 500, 10**6, *[None] * 6)),
             (sql.read_matching, (10, 20, 500, 10**6, None, ["item.%"], *[None] * 4)),
             (sql.bounds, ()),
@@ -154,8 +167,8 @@ async def test_each_reader_goes_by_its_index(
             (sql.audit_after, (ROWS - 5, 500, 1_000_000)),
         ):
             plan = await plan_of(connection, statement, *values)
-            assert indexes(plan) == {"event_pkey"}, plan
-            assert "event" not in scanned(plan), plan
+            assert indexes(plan) - {"erased_pkey"} == {"event_pkey"}, plan
+            assert "event_0" not in scanned(plan), plan  # the one made ahead is empty
     finally:
         await connection.close()
 
@@ -172,7 +185,7 @@ async def test_a_filter_that_matches_much_stops_at_its_page(
         rows = await connection.fetchval(sql, 0, SCAN_POSITIONS, 10, 10**6, *common)
         read = sum(
             node["Actual Rows"] for node in nodes(json.loads(rows)[0]["Plan"])
-            if node.get("Relation Name") == "event"
+            if node.get("Relation Name") == "event_0"
         )  # fmt: skip
         assert read <= 20, "rows that no page needs were read"
     finally:
@@ -208,7 +221,7 @@ async def test_an_append_never_reads_a_whole_table(owner: Connection) -> None:
         "client_min_messages": "notice",
     }.items():
         await owner.execute("SELECT set_config($1, $2, false)", name, setting)
-    for table in ("event", "digest"):
+    for table in ("event_0", "digest"):
         await owner.execute(f"ALTER TABLE causeway.{table} SET (autovacuum_enabled = off)")
     for _ in range(8):  # more than the five calls after which a generic plan may be kept
         await nested_plans(owner, new_event())

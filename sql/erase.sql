@@ -1,0 +1,20 @@
+-- The statements of service/erase.py.
+
+-- name: erase_user
+-- $1 user, $2 reason, $3 by whom, $4: only count. One row; see the function.
+SELECT erasure, erased_events
+FROM causeway.erase_user($1, $2, $3, $4);
+
+-- name: erase_deleted_users
+-- $1: a time; $2: users at most. One row; see the function.
+SELECT users, erased_events
+FROM causeway.erase_deleted_users($1, $2);
+
+-- name: erased_after
+-- $1: the number of an erasure, exclusive; $2: a position, exclusive. What later ones erased beyond it,
+-- in their order. Index: erased_erasure.
+SELECT erasure_id, position
+FROM causeway.erased
+WHERE erasure_id > $1
+    AND position > $2
+ORDER BY erasure_id, position;
