@@ -22,6 +22,7 @@ try:
         logs,
         operate,
         replay_commands,
+        retention_commands,
         terminal,
         token_commands,
     )
@@ -71,6 +72,8 @@ def show_version(
 
 app.add_typer(token_commands.app, name="token")
 app.command()(document_commands.openapi)
+app.command()(retention_commands.prune)
+app.command()(retention_commands.erase)
 app.add_typer(consumer_commands.app, name="consumers")
 app.command()(replay_commands.replay)
 
@@ -80,12 +83,23 @@ def serve(
     migrate: Annotated[
         bool, typer.Option("--migrate", help="Apply missing migrations first (small set-ups).")
     ] = False,
+    roles: Annotated[
+        str | None,
+        typer.Option(help="Only these of ingest,stream,relay,admin; instead of CAUSEWAY_ROLES."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="So many processes share the port; instead of CAUSEWAY_WORKERS."),
+    ] = None,
 ) -> None:
     """Run the service. Settings come from the environment; the README lists them.
 
     Without DATABASE_URL an embedded Postgres is started, and stopped at the end.
     """
-    settings = config.load()
+    given = {"CAUSEWAY_ROLES": roles, "CAUSEWAY_WORKERS": workers}
+    settings = config.load(
+        options={name: str(value) for name, value in given.items() if value is not None}
+    )
     logs.configure(settings.log_level)
     raise typer.Exit(serving.serve(settings, is_migrating=migrate))
 
@@ -111,7 +125,8 @@ def audit(
     console = Console(stderr=True)
     with terminal.progress("audit", console) as on_progress:
         proof, webhooks = operate.audit_database(config.load(), checkpoint, on_progress)
-    terminal.write_line(f"{proof.events} events are as they were appended")
+    erased = f"; {proof.erased} of them are erased" if proof.erased else ""
+    terminal.write_line(f"{proof.events} events are as they were appended{erased}")
     terminal.write_line(f"every event owed has its delivery, for {webhooks} outgoing webhooks")
     terminal.write_line(f"log {proof.bounds.log_id} checkpoint {proof.checkpoint}")
 

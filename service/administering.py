@@ -7,6 +7,7 @@ from service.auth import Tokens
 from service.consumer import Consumers
 from service.db import Pool
 from service.eventlog import EventLog
+from service.head import Head
 from service.history import History
 from service.metrics import Metrics
 from service.ops import Check
@@ -38,14 +39,14 @@ def open_administering(
     sources: Sources,
     consumers: Consumers,
     tokens: Tokens,
-    tail: Tail,
+    follower: Tail | Head,
     ready: dict[str, Check],
     standings: Standings,
 ) -> Administering:
     """Make the parts and start their loops."""
     history = History(database)
-    stats = Stats(metrics, history, tail.head)
-    overview = Overview(stats, history, sources, consumers, tokens, tail, ready, standings)
+    stats = Stats(metrics, history, follower.head)
+    overview = Overview(stats, history, sources, consumers, tokens, follower, ready, standings)
     audits = Audits(eventlog)
     supervisor.start("stats", stats.run)
     supervisor.start("audits", audits.run)

@@ -1,10 +1,11 @@
 """Assembly: one async context manager that opens every part in its order, and closes it in reverse.
 
-Nothing is decided here but what is connected to what.
+Nothing is decided here but what is connected to what. Every part is made in every process, which
+costs next to nothing; a process's roles decide which loops run and which paths are answered.
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,45 +17,45 @@ from service.acks import Acks
 from service.admin import Admin
 from service.administering import Administering, open_administering
 from service.appender import Appender
-from service.auth import Tokens
+from service.base import Base, open_base
 from service.config import Settings
-from service.consumer import Consumers
 from service.consumer_api import ConsumerApi
 from service.dashboard.site import Parts, dashboard_routes
-from service.db import Pool, create_pool, prepare
 from service.delivery import Deliveries
 from service.delivery_admin import DeliveryAdmin
 from service.delivery_api import DeliveryApi
 from service.delivery_list import DeliveryList
+from service.erase import start_erasing
 from service.eventlog import EventLog
 from service.forget import forget_digests
+from service.head import Head
 from service.hub import Hub
 from service.lag import watch_lag
 from service.lease import Leases
+from service.listen import Listener
 from service.metrics import Metrics
-from service.migrate import check_schema
 from service.ops import Check, Ops
 from service.pages import Pages
-from service.problems import Front
+from service.partition import make_partitions
+from service.peers import Peers
 from service.receive import ReceiveWebhook
 from service.relaying import Relaying, open_relaying
-from service.routes import Endpoints, application
-from service.sources import Sources
+from service.roles import Role
+from service.routes import Endpoints, build
 from service.standing import Standings
 from service.stream import Stream
-from service.supervise import Loop, Supervisor
+from service.supervise import Supervisor
 from service.tail import Tail
 from service.turn import Turns
+from service.upkeep import watch_upkeep
 from service.webhook_admin import WebhookAdmin
 from service.webhook_api import WebhookApi
 from service.window import Window
 
 log = logging.getLogger("causeway.app")
 
-DATABASE_WAIT_S = 60.0
 STALE_READ_S = 5.0
 LOST_LOOPS = 3
-RELAY_CONNECTIONS = 3  # claim, record, and one for everything else
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,89 +75,50 @@ class Service:
     supervisor: Supervisor
 
 
-@dataclass(frozen=True, slots=True)
-class _Database:
-    """Ways to the database: readers that queue must delay neither append, tail nor relay."""
-
-    direct_dsn: str
-    readers: Pool
-    writer: Pool
-    tail: Pool
-    relay: Pool
-
-
-@dataclass(frozen=True, slots=True)
-class _Base:
-    """What all parts stand on."""
-
-    settings: Settings
-    database: _Database
-    supervisor: Supervisor
-    metrics: Metrics
-    eventlog: EventLog
-    tokens: Tokens
-    sources: Sources
-    consumers: Consumers
-    window: Window
-
-
 @asynccontextmanager
 async def open_service(
-    settings: Settings, dsn: str, on_fatal: Callable[[str], None]
+    settings: Settings, dsn: str, on_fatal: Callable[[str], None], peers: Peers | None = None
 ) -> AsyncIterator[Service]:
     """Open every part on the database at `dsn`, and run the loops until the end of the block.
 
-    `on_fatal` is called with a loop's name if it has ended for good. Raises SchemaError if the
-    schema is not this code's, ConfigError if the database cannot be reached for a minute.
+    `on_fatal` is called with a loop's name if it has ended for good. `peers`: the workers that
+    share the port. Raises SchemaError if the schema is not this code's, ConfigError if the database
+    cannot be reached for a minute.
     """
     async with AsyncExitStack() as stack:
-        base = await _open_base(stack, settings, dsn, on_fatal)
+        base = await open_base(stack, settings, dsn, on_fatal)
         supervisor, metrics, window = base.supervisor, base.metrics, base.window
-        eventlog, tokens, consumers = base.eventlog, base.tokens, base.consumers
+        eventlog, consumers, readers = base.eventlog, base.consumers, base.database.readers
         appender = _appender(settings, eventlog, metrics)
-        hub = Hub(settings, tokens, metrics)
+        hub = Hub(settings, base.tokens, metrics)
         relaying = open_relaying(stack, supervisor, settings, base.database.relay, metrics)
-        tail = _tail(base, hub, relaying)
-        acks, leases = Acks(consumers), Leases(consumers, metrics)
+        tail = _tail(base, hub)
+        leases, acks = Leases(consumers, metrics), Acks(consumers)
         turns = Turns(consumers, leases, acks, eventlog)
+        stream = Stream(settings, eventlog, window, hub, base.tokens, turns, metrics)
+        follower = _follow(base, tail, relaying)
+        ready = _ready(base, follower, tail, hub)
+        ops = Ops(metrics, live={"loops": ready["loops"]}, ready=ready, peers=peers)
+        administering = _administer(base, follower, relaying, ready)
         receive = ReceiveWebhook(settings, base.sources, appender, metrics)
-        stream = Stream(settings, eventlog, window, hub, tokens, turns, metrics)
-        ready = _ready(settings, supervisor, tail, hub)
-        administering = _administer(base, tail, relaying, ready)
-        app = _application(base, receive, stream, acks, relaying, administering, ready)
-        front = Front(app, {("POST", "/webhooks/bridge"): receive, ("GET", "/stream"): stream})
-        vital = {"appender": appender.run, "pulse": hub.pulse}
-        _start(supervisor, vital | {"leases": leases.renew, "acks": acks.run}, LOST_LOOPS)
-        _start(supervisor, {"tail": tail.run, "listen": tail.listen, "sources": base.sources.watch})
-        _start(supervisor, {"tokens": hub.check_tokens, "touch": tokens.touch})
-        supervisor.start("lag", partial(watch_lag, consumers, metrics))
-        supervisor.start("forget", partial(forget_digests, eventlog, settings.duplicate_window_s))
+        endpoints = _endpoints(base, receive, stream, acks, relaying, administering, ops)
+        if Role.INGEST in settings.roles:
+            _run_ingest(base, appender)
+        if Role.STREAM in settings.roles:
+            _run_stream(base, hub, leases, acks)
+        supervisor.start("touch", base.tokens.touch)
+        start_erasing(supervisor, settings, readers, eventlog, window)
+        if peers is not None:
+            supervisor.start("peers", partial(peers.serve, ops.expose))
+        upkeep = partial(watch_upkeep, settings, base.sources, readers, metrics)
+        supervisor.start("upkeep", upkeep)
+        front, app = build(settings.roles, endpoints)
         looked_at = (appender, hub, tail, window, eventlog, relaying, administering)
         yield Service(front, app, *looked_at, metrics, supervisor)
 
 
-async def _open_base(
-    stack: AsyncExitStack, settings: Settings, dsn: str, on_fatal: Callable[[str], None]
-) -> _Base:
-    sources = Sources(settings)
-    database = await _open_database(stack, settings, dsn)
-    metrics = Metrics()
-    metrics.watch_pool(database.readers.get_size, database.readers.get_idle_size)
-    return _Base(
-        settings,
-        database,
-        await stack.enter_async_context(Supervisor(on_fatal)),
-        metrics,
-        EventLog(database.readers, database.writer),
-        Tokens(settings, database.readers),
-        sources,
-        Consumers(database.readers),
-        Window(max_events=settings.window_events, max_bytes=settings.window_bytes),
-    )
-
-
 def _administer(
-    base: _Base, tail: Tail, relaying: Relaying, ready: dict[str, Check]
+    base: Base, follower: Tail | Head, relaying: Relaying, ready: dict[str, Check]
 ) -> Administering:
     deliveries = Deliveries(base.database.readers)
     return open_administering(
@@ -167,61 +129,76 @@ def _administer(
         sources=base.sources,
         consumers=base.consumers,
         tokens=base.tokens,
-        tail=tail,
+        follower=follower,
         ready=ready,
         standings=Standings(relaying.webhooks, deliveries, relaying.watch.orphans),
     )
 
 
-def _application(
-    base: _Base,
+def _endpoints(
+    base: Base,
     receive: ReceiveWebhook,
     stream: Stream,
     acks: Acks,
     relaying: Relaying,
     administering: Administering,
-    ready: dict[str, Check],
-) -> Starlette:
+    ops: Ops,
+) -> Endpoints:
     settings, eventlog, tokens, window = base.settings, base.eventlog, base.tokens, base.window
     webhooks = WebhookAdmin(settings, relaying.webhooks, relaying.callbacks, eventlog, window)
     listed = DeliveryList(base.database.readers)
     deliveries = DeliveryAdmin(listed, relaying.replays, eventlog)
     watched = (base.sources, base.consumers, eventlog, window, stream, administering, base.metrics)
-    return application(
-        Endpoints(
-            receive,
-            stream,
-            Pages(eventlog, window, tokens),
-            ConsumerApi(base.consumers, acks, eventlog, window, tokens),
-            Admin(tokens, eventlog, administering.overview),
-            WebhookApi(webhooks, tokens),
-            DeliveryApi(deliveries, relaying.webhooks, tokens),
-            Ops(base.metrics, live={"loops": ready["loops"]}, ready=ready),
-            dashboard_routes(Parts(settings, tokens, *watched, webhooks, deliveries)),
-        )
+    return Endpoints(
+        receive,
+        stream,
+        Pages(eventlog, window, tokens),
+        ConsumerApi(base.consumers, acks, eventlog, window, tokens),
+        Admin(tokens, eventlog, administering.overview),
+        WebhookApi(webhooks, tokens),
+        DeliveryApi(deliveries, relaying.webhooks, tokens),
+        ops,
+        dashboard_routes(Parts(settings, tokens, *watched, webhooks, deliveries)),
     )
 
 
-def _start(
-    supervisor: Supervisor, loops: Mapping[str, Loop], max_failures: int | None = None
-) -> None:
-    for name, loop in loops.items():
-        supervisor.start(name, loop, max_failures=max_failures)
+def _run_ingest(base: Base, appender: Appender) -> None:
+    window_s = base.settings.duplicate_window_s
+    supervisor = base.supervisor
+    supervisor.start("appender", appender.run, max_failures=LOST_LOOPS)
+    supervisor.start("sources", base.sources.watch)
+    supervisor.start("partitions", partial(make_partitions, base.eventlog))
+    supervisor.start("forget", partial(forget_digests, base.eventlog, window_s))
 
 
-async def _open_database(stack: AsyncExitStack, settings: Settings, dsn: str) -> _Database:
-    direct = settings.database_direct_url
-    direct_dsn = direct.get_secret_value() if direct else dsn
-    role = await prepare(direct_dsn, check_schema, wait_s=DATABASE_WAIT_S)
-    pooled = partial(create_pool, dsn, role=role, is_pooler=direct is not None)
-    single = partial(create_pool, direct_dsn, role=role, max_size=1)
-    return _Database(
-        direct_dsn,
-        readers=await stack.enter_async_context(pooled(max_size=settings.pool_max_connections)),
-        writer=await stack.enter_async_context(single()),
-        tail=await stack.enter_async_context(single()),
-        relay=await stack.enter_async_context(pooled(max_size=RELAY_CONNECTIONS)),
-    )
+def _run_stream(base: Base, hub: Hub, leases: Leases, acks: Acks) -> None:
+    supervisor = base.supervisor
+    supervisor.start("pulse", hub.pulse, max_failures=LOST_LOOPS)
+    supervisor.start("tokens", hub.check_tokens)
+    supervisor.start("leases", leases.renew, max_failures=LOST_LOOPS)
+    supervisor.start("acks", acks.run, max_failures=LOST_LOOPS)
+    supervisor.start("lag", partial(watch_lag, base.consumers, base.metrics))
+
+
+def _follow(base: Base, tail: Tail, relaying: Relaying) -> Tail | Head:
+    """Run what follows the log for the roles; return which of it knows how far behind it is."""
+    is_streaming = Role.STREAM in base.settings.roles
+    is_relaying = Role.RELAY in base.settings.roles
+
+    def hear(head: int) -> None:
+        if is_streaming:
+            tail.hear(head)
+        if is_relaying:
+            relaying.relay.wake()
+
+    if is_streaming or is_relaying:
+        base.supervisor.start("listen", Listener(base.database.direct_dsn, hear).run)
+    if is_streaming:
+        base.supervisor.start("tail", tail.run)
+        return tail
+    head = Head(EventLog(base.database.tail), base.metrics, base.settings.poll_s)
+    base.supervisor.start("head", head.run)
+    return head
 
 
 def _appender(settings: Settings, eventlog: EventLog, metrics: Metrics) -> Appender:
@@ -234,36 +211,35 @@ def _appender(settings: Settings, eventlog: EventLog, metrics: Metrics) -> Appen
     )
 
 
-def _tail(base: _Base, hub: Hub, relaying: Relaying) -> Tail:
+def _tail(base: Base, hub: Hub) -> Tail:
     return Tail(
         EventLog(base.database.tail),
         base.window,
         base.metrics,
-        dsn=base.database.direct_dsn,
         poll_s=base.settings.poll_s,
         preload_events=base.settings.window_events,
         on_changed=partial(hub.close_all, "diverged"),
-        on_news=relaying.relay.wake,
     )
 
 
-def _ready(settings: Settings, supervisor: Supervisor, tail: Tail, hub: Hub) -> dict[str, Check]:
+def _ready(base: Base, follower: Tail | Head, tail: Tail, hub: Hub) -> dict[str, Check]:
     """Return what must hold for this process to be ready: each check says what is wrong."""
-    stale_s = STALE_READ_S + 2 * settings.poll_s
+    stale_s = STALE_READ_S + 2 * base.settings.poll_s
 
     def read_lately() -> str | None:
-        behind = tail.behind_s()
+        behind = follower.behind_s()
         return None if behind < stale_s else f"the log could not be read for {behind:.0f} s"
 
     def tail_is_close() -> str | None:
         if not tail.has_begun:
             return "the tail has not read the log yet"
         lag = tail.lag()
-        return None if lag <= settings.window_events else f"the tail is {lag} events behind"
+        is_close = lag <= base.settings.window_events
+        return None if is_close else f"the tail is {lag} events behind"
 
     return {
-        "loops": lambda: None if supervisor.is_alive() else "a loop has ended",
+        "loops": lambda: None if base.supervisor.is_alive() else "a loop has ended",
         "database": read_lately,
-        "tail": tail_is_close,
+        **({"tail": tail_is_close} if follower is tail else {}),
         "draining": lambda: "this process is stopping" if hub.is_draining else None,
     }

@@ -13,10 +13,11 @@ from pydantic import ConfigDict, ValidationError
 
 from service.errors import ConfigError
 from service.relay_settings import RelaySettings
+from service.retention_settings import RetentionSettings
 from service.settings import CoreSettings
 
 
-class Settings(RelaySettings, CoreSettings):
+class Settings(RetentionSettings, RelaySettings, CoreSettings):
     """All settings. Times are in seconds (`_S`), sizes in bytes (`_BYTES`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -27,14 +28,17 @@ def variables() -> dict[str, str]:
     return {str(f.validation_alias): name for name, f in Settings.model_fields.items()}
 
 
-def load(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read the settings from `environ` (default: the process environment).
+def load(
+    environ: Mapping[str, str] | None = None, options: Mapping[str, str] | None = None
+) -> Settings:
+    """Read the settings from `environ` (default: the process environment); `options` win.
 
     An empty variable counts as unset. Raises `ConfigError` naming the variable; a value of a secret
     setting is never part of the message.
     """
     environ = os.environ if environ is None else environ
     values = {name: value for name in variables() if (value := _read(name, environ))}
+    values |= options or {}
     try:
         return Settings(**values)  # type: ignore[arg-type]
     except ValidationError as error:

@@ -30,7 +30,9 @@
         ├── TooManyWebhooks     409 too_many_webhooks     the application has as many as it may
         ├── SecretUnreadable    409 secret_unreadable     CAUSEWAY_SECRET_KEY lacks its key
         ├── PositionPruned      410 position_pruned       gone; says what is left
+        ├── Erased              410 erased                the event's body was erased
         ├── BodyTooLarge        413 body_too_large
+        ├── NotServedHere       421 not_served_here       this process lacks the role
         ├── TooManyStreams      429 too_many_streams
         ├── LogUnavailable      503 log_unavailable       Postgres cannot answer now
         ├── Overloaded          503 overloaded            the append queue is full
@@ -183,8 +185,17 @@ class PositionPruned(Problem):
     status, code = 410, "position_pruned"
 
 
+class Erased(Problem):
+    status, code = 410, "erased"
+
+
 class BodyTooLarge(Problem):
     status, code = 413, "body_too_large"
+    closes_connection = True
+
+
+class NotServedHere(Problem):
+    status, code = 421, "not_served_here"
     closes_connection = True
 
 

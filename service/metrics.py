@@ -68,6 +68,7 @@ class Metrics:
         self._declare_consumers()
         self._declare_dashboard()
         self._declare_relay()
+        self._declare_upkeep()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -244,6 +245,24 @@ class Metrics:
             "causeway_relay_orphans",
             "Events that a webhook was owed and that have no delivery: anything but 0 is a defect.",
             ["webhook"],
+            registry=self.registry,
+        )
+
+    def _declare_upkeep(self) -> None:
+        self.database_bytes = Gauge(
+            "causeway_database_bytes",
+            "The size of the database on disk, the log and everything beside it.",
+            registry=self.registry,
+        )
+        self.source_secrets = Gauge(
+            "causeway_source_secrets",
+            "Secrets that a source has: 2 while one is being changed.",
+            ["source"],
+            registry=self.registry,
+        )
+        self.secret_keys = Gauge(
+            "causeway_secret_keys",
+            "Keys in CAUSEWAY_SECRET_KEY: 2 while it is being changed.",
             registry=self.registry,
         )
 

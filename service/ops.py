@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.metrics import Metrics
+from service.peers import Peers
 
 Check = Callable[[], str | None]
 
@@ -20,16 +21,28 @@ class Ops:
     """The three endpoints. A check returns None if it passes, or says in words what is wrong."""
 
     def __init__(
-        self, metrics: Metrics, *, live: dict[str, Check], ready: dict[str, Check]
+        self,
+        metrics: Metrics,
+        *,
+        live: dict[str, Check],
+        ready: dict[str, Check],
+        peers: Peers | None = None,
     ) -> None:
         self._metrics = metrics
+        self._peers = peers
         self._live = live
         self._ready = ready
 
     async def metrics(self, _request: Request) -> Response:
-        """Answer all metrics in Prometheus' text format."""
-        text = generate_latest(self._metrics.registry)
+        """Answer all metrics in Prometheus' text format; of all workers, if there are some."""
+        text = self.expose()
+        if self._peers is not None:
+            text = await self._peers.gather(text)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+    def expose(self) -> str:
+        """Return this process's own metrics."""
+        return generate_latest(self._metrics.registry).decode()
 
     async def livez(self, _request: Request) -> Response:
         """Answer 200, or 503 if a loop has ended."""

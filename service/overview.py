@@ -11,6 +11,7 @@ from service.auth import StoredToken, Tokens
 from service.consumer import Consumer, Consumers
 from service.errors import LogUnavailable, WebhooksOff
 from service.event import timestamp
+from service.head import Head
 from service.history import History, LastEvent
 from service.sources import DEFAULT_SOURCE, Sources
 from service.standing import Standing, Standings
@@ -64,7 +65,7 @@ class Overview:
         sources: Sources,
         consumers: Consumers,
         tokens: Tokens,
-        tail: Tail,
+        follower: Tail | Head,
         checks: Mapping[str, Check],
         standings: Standings,
     ) -> None:
@@ -73,7 +74,7 @@ class Overview:
         self._sources = sources
         self._consumers = consumers
         self._tokens = tokens
-        self._tail = tail
+        self._follower = follower
         self._checks = checks
         self._standings = standings
         self._lock = asyncio.Lock()
@@ -108,7 +109,7 @@ class Overview:
         return Situation(
             now=datetime.now(UTC),
             checks={name: check() for name, check in self._checks.items()},
-            is_damaged=self._tail.is_damaged,
+            is_damaged=self._follower.is_damaged,
             last_events=last,
             is_log_read=is_log_read,
             consumers=consumers,

@@ -14,6 +14,7 @@ from service.metrics import Metrics
 from service.relay import Relay
 from service.relay_watch import RelayWatch, keep_sealed, prune_deliveries
 from service.replay import Replays
+from service.roles import Role
 from service.seal import Sealer
 from service.supervise import Supervisor
 from service.webhook import Webhooks
@@ -40,7 +41,10 @@ def open_relaying(
     database: Pool,
     metrics: Metrics,
 ) -> Relaying:
-    """Make the parts and start their loops; at the end of `stack` calls end before the loops do."""
+    """Make the parts; with the role `relay` also start their loops.
+
+    At the end of `stack` calls end before the loops do.
+    """
     sealer = Sealer(settings.secret_keys) if settings.secret_keys else None
     webhooks = Webhooks(database, sealer, max_per_application=settings.relay_max_webhooks)
     deliveries = Deliveries(database)
@@ -51,16 +55,22 @@ def open_relaying(
     )
     stack.push_async_callback(callbacks.close)
     relay = Relay(settings, webhooks, deliveries, callbacks, metrics)
-    replays = Replays(database)
-    watch = RelayWatch(deliveries, metrics)
-    if sealer is not None:
-        supervisor.start("seals", partial(keep_sealed, webhooks))
+    replays, watch = Replays(database), RelayWatch(deliveries, metrics)
+    relaying = Relaying(webhooks, deliveries, callbacks, replays, relay, watch)
+    if Role.RELAY in settings.roles:
+        _run(supervisor, settings, relaying)
+        stack.push_async_callback(relay.drain, settings.shutdown_s)
+    return relaying
+
+
+def _run(supervisor: Supervisor, settings: Settings, relaying: Relaying) -> None:
+    deliveries, relay = relaying.deliveries, relaying.relay
+    if settings.secret_keys:
+        supervisor.start("seals", partial(keep_sealed, relaying.webhooks))
     supervisor.start("relay", relay.run)
     supervisor.start("recorder", relay.record)
-    supervisor.start("replays", partial(replays.run, relay.wake))
-    supervisor.start("backlog", watch.run)
+    supervisor.start("replays", partial(relaying.replays.run, relay.wake))
+    supervisor.start("backlog", relaying.watch.run)
     supervisor.start(
         "prune_deliveries", partial(prune_deliveries, deliveries, settings.relay_retention_s)
     )
-    stack.push_async_callback(relay.drain, settings.shutdown_s)
-    return Relaying(webhooks, deliveries, callbacks, replays, relay, watch)

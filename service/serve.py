@@ -1,21 +1,29 @@
-"""One process of the service, from its settings to its exit code; and the database behind it.
+"""The service from its settings to its exit code, in one process or several; and the database.
 
 With `DATABASE_URL` the operator's Postgres is used as it is; without, an embedded one is started,
 migrated, watched and stopped again.
 """
 
+import asyncio
 import gc
 import logging
 import resource
+import socket
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import uvloop
 
-from service.app import open_service
+from service.app import LOST_LOOPS, open_service
 from service.config import Settings
 from service.embedded import EmbeddedPostgres, default_data_dir
 from service.migrate import migrate
+from service.peers import Peers
+from service.roles import spell
 from service.server import Server, listen
+from service.supervise import Loop, Supervisor
+from service.workers import Brief, Workers
 
 log = logging.getLogger("causeway.serve")
 
@@ -26,15 +34,14 @@ GC_THRESHOLDS = (50_000, 20, 100)
 
 @dataclass
 class _Fatal:
-    """What a loop that ended for good leaves behind."""
+    """What a loop that ended for good leaves behind; it stops what serves."""
 
-    server: Server | None = None
+    stop: Callable[[], None] = lambda: None
     loops: list[str] = field(default_factory=list)
 
     def __call__(self, loop: str) -> None:
         self.loops.append(loop)
-        if self.server is not None:
-            self.server.stop()
+        self.stop()
 
 
 def serve(settings: Settings, *, is_migrating: bool) -> int:
@@ -44,32 +51,71 @@ def serve(settings: Settings, *, is_migrating: bool) -> int:
     database is always migrated.
     """
     _raise_file_limit()
-    calm_garbage_collector()
     if settings.database_url is not None:
         dsn = settings.database_url.get_secret_value()
-        return uvloop.run(_serve(settings, dsn, dsn if is_migrating else None, None))
+        return uvloop.run(_start(settings, dsn, dsn if is_migrating else None, None))
     with EmbeddedPostgres(settings.data_dir or default_data_dir()) as postgres:
         log.info("embedded Postgres", extra={"data_dir": str(postgres.data_dir)})
-        return uvloop.run(_serve(settings, postgres.service_url, postgres.owner_url, postgres))
+        return uvloop.run(_start(settings, postgres.service_url, postgres.owner_url, postgres))
 
 
-async def _serve(
+def serve_worker(settings: Settings, brief: Brief) -> int:
+    """Be one worker, on inherited sockets; return the exit code, 1 if the parent is gone."""
+    own = socket.socket(fileno=brief.gathering)
+    peers = Peers(brief.number, brief.ports, own)
+    url = settings.database_url
+    dsn = brief.dsn or (url.get_secret_value() if url else "")
+    loops = {"parent": until_input_ends}
+    with own, socket.socket(fileno=brief.listener) as sock:
+        return uvloop.run(_serve(settings, dsn, sock, loops, peers))
+
+
+async def _start(
     settings: Settings, dsn: str, owner_dsn: str | None, postgres: EmbeddedPostgres | None
 ) -> int:
     if owner_dsn is not None:
         await _migrate(owner_dsn)
     if postgres is not None:
         await postgres.allow_service_login()
-    fatal = _Fatal()
+    loops = {} if postgres is None else {"postgres": postgres.keep_running}
     with listen(settings) as sock:
-        async with open_service(settings, dsn, fatal) as service:
-            if postgres is not None:
-                service.supervisor.start("postgres", postgres.keep_running, max_failures=3)
-            fatal.server = server = Server(service, settings)
-            host, port = sock.getsockname()[:2]
-            log.info("listening", extra={"host": host, "port": port})
-            await server.serve(sockets=[sock])
+        if settings.workers == 1:
+            return await _serve(settings, dsn, sock, loops)
+        workers = Workers(settings, sock, None if postgres is None else dsn)
+        fatal = _Fatal(workers.stop)
+        async with Supervisor(fatal) as supervisor:
+            for name, loop in loops.items():
+                supervisor.start(name, loop, max_failures=LOST_LOOPS)
+            return await workers.run() or len(fatal.loops)
+
+
+async def _serve(
+    settings: Settings,
+    dsn: str,
+    sock: socket.socket,
+    loops: Mapping[str, Loop],
+    peers: Peers | None = None,
+) -> int:
+    calm_garbage_collector()
+    fatal = _Fatal()
+    async with open_service(settings, dsn, fatal, peers) as service:
+        for name, loop in loops.items():
+            service.supervisor.start(name, loop, max_failures=LOST_LOOPS)
+        server = Server(service, settings)
+        fatal.stop = server.stop
+        host, port = sock.getsockname()[:2]
+        log.info("listening", extra={"host": host, "port": port, "roles": spell(settings.roles)})
+        await server.serve(sockets=[sock])
     return 1 if fatal.loops else 0
+
+
+async def until_input_ends() -> None:
+    """Return when whoever started this process is gone."""
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
+    await reader.read()
 
 
 async def _migrate(dsn: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, Field, SecretStr, field_validator
 
 from service.dsn import Dsn
+from service.roles import ALL, Roles, parse_roles
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Networks = tuple[Network, ...]
@@ -91,6 +92,19 @@ class CoreSettings(BaseModel):
         le=65535,
         validation_alias="CAUSEWAY_PORT",
         description="The port to listen on; 0 takes a free one and logs it.",
+    )
+    roles: Roles = Field(
+        ALL,
+        validation_alias="CAUSEWAY_ROLES",
+        description="What this process does, comma-separated: `ingest`, `stream`, `relay`, "
+        "`admin`. Unset: all.",
+    )
+    workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        validation_alias="CAUSEWAY_WORKERS",
+        description="Processes that share the port.",
     )
     allowed_ips: Networks = Field(
         (),
@@ -232,6 +246,11 @@ class CoreSettings(BaseModel):
     @classmethod
     def _parse_secrets(cls, value: Any) -> Any:
         return split_secrets(value) if isinstance(value, str) else value
+
+    @field_validator("roles", mode="before")
+    @classmethod
+    def _parse_roles(cls, value: Any) -> Any:
+        return parse_roles(value) if isinstance(value, str) else value
 
     @field_validator("allowed_ips", "trusted_proxies", mode="before")
     @classmethod

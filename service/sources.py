@@ -13,6 +13,7 @@ from pathlib import Path
 
 from service.config import Settings
 from service.errors import ConfigError
+from service.roles import Role
 from service.settings import split_secrets
 
 log = logging.getLogger("causeway.sources")
@@ -35,7 +36,7 @@ class Sources:
         self._stamp: Stamp = ()
         if self._folder is not None:
             self._first_read(self._folder)
-        if not self._secrets:
+        if not self._secrets and Role.INGEST in settings.roles:
             raise ConfigError(
                 "no source has a secret: set BRIDGE_WEBHOOK_SECRET to the webhook's secret, or "
                 "CAUSEWAY_SOURCES_DIR to a folder with a file for each source"

@@ -1,9 +1,8 @@
 """One per process: follows the log and fills the window. Reads each new row once.
 
-LISTEN wakes it, but a wake-up is only a hint: it also polls, because notifications get lost with
-their connection, and a half-open connection is deaf and says nothing. What it reads must follow
-what it read before, without a hole and on the same chain: anything else is damage or another
-history, and is an alarm, never skipped.
+A notification wakes it, but a wake-up is only a hint: it also polls. What it reads must follow what
+it read before, without a hole and on the same chain: anything else is damage or another history,
+and is an alarm, never skipped.
 """
 
 import asyncio
@@ -11,8 +10,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
-from service.db import connect, translated
-from service.errors import LogDamaged, LogUnavailable, PositionPruned
+from service.errors import LogDamaged, PositionPruned
 from service.event import Event, chain_link
 from service.eventlog import EventLog
 from service.metrics import Metrics
@@ -20,11 +18,8 @@ from service.window import Frame, Window
 
 log = logging.getLogger("causeway.tail")
 
-CHANNEL = "causeway_head"
 PAGE_EVENTS = 1000
 PAGE_BYTES = 4 * 1024 * 1024
-LISTEN_CHECK_S = 10.0
-LISTEN_RETRY_S = 1.0
 
 
 class LogChanged(Exception):
@@ -32,10 +27,7 @@ class LogChanged(Exception):
 
 
 class Tail:
-    """Owns the LISTEN connection, and is the only one that fills the window.
-
-    `run` and `listen` are loops for the supervisor.
-    """
+    """The only one that fills the window. `run` is a loop for the supervisor."""
 
     def __init__(
         self,
@@ -43,21 +35,17 @@ class Tail:
         window: Window,
         metrics: Metrics,
         *,
-        dsn: str,
         poll_s: float,
         preload_events: int,
         on_changed: Callable[[], None],
-        on_news: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_changed` is called if the log has another history, `on_news` at each wake-up."""
+        """`on_changed` is called if the log has another history."""
         self._eventlog = eventlog
         self._window = window
         self._metrics = metrics
-        self._dsn = dsn
         self._poll_s = poll_s
         self._preload_events = preload_events
         self._on_changed = on_changed
-        self._on_news = on_news
         self._wake = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
         self._read_at = self._checked_at = float("-inf")
@@ -74,6 +62,11 @@ class Tail:
     def head(self) -> int | None:
         """Return the newest position that is known of, in the window or not; None before that."""
         return max(self._known_head, self._window.position) if self.has_begun else None
+
+    def hear(self, head: int) -> None:
+        """Look for new events now: the log is said to end at `head` (0: nobody knows)."""
+        self._known_head = max(self._known_head, head)
+        self._wake.set()
 
     def behind_s(self) -> float:
         """Return for how long nothing could be read: infinite before the first read."""
@@ -95,39 +88,6 @@ class Tail:
             self._window.start(-1, b"")
             self._on_changed()
             raise
-
-    async def listen(self) -> None:
-        """Keep one connection that LISTENs, and find out when it has gone deaf. A loop."""
-        while True:
-            try:
-                with translated():
-                    await self._listen_once()
-            except LogUnavailable as error:
-                log.warning("listen lost, polling meanwhile", extra={"reason": error.message})
-            self._wake.set()
-            await asyncio.sleep(LISTEN_RETRY_S)
-
-    async def _listen_once(self) -> None:
-        connection = await connect(self._dsn)
-        lost = asyncio.Event()
-        try:
-            connection.add_termination_listener(lambda _: lost.set())
-            await connection.add_listener(CHANNEL, self._notified)
-            self._wake.set()  # what came before LISTEN was not heard
-            while not lost.is_set():
-                # On the same session: if it is half-open, this times out.
-                await connection.fetchval("SELECT 1", timeout=LISTEN_CHECK_S / 2)
-                try:
-                    await asyncio.wait_for(lost.wait(), LISTEN_CHECK_S)
-                except TimeoutError:
-                    continue
-        finally:
-            connection.terminate()
-
-    def _notified(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
-        self._known_head = max(self._known_head, int(str(payload)))
-        self._wake.set()
-        self._on_news()
 
     async def _begin(self) -> None:
         """Fill the window with the newest events, so that who resumes finds them in memory."""

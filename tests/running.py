@@ -15,6 +15,7 @@ import httpx2
 
 from service.app import Service, open_service
 from service.config import Settings, load, variables
+from service.roles import Role
 from service.server import Server, listen
 
 SECRET = "whsec-current-0123456789"
@@ -75,7 +76,10 @@ async def running_service(settings: Settings, database: Database) -> AsyncIterat
             running = Running(
                 f"http://127.0.0.1:{sock.getsockname()[1]}", service, server, settings, fatal
             )
-            await eventually(lambda: server.started and service.window.position >= 0)
+            is_reading = Role.STREAM in settings.roles
+            await eventually(
+                lambda: server.started and (service.window.position >= 0 or not is_reading)
+            )
             try:
                 yield running
             finally:
@@ -142,13 +146,18 @@ def free_port() -> int:
 
 
 @contextmanager
-def service_process(env: Mapping[str, str], log: Path, *arguments: str) -> Iterator[Process]:
-    """Run `python -m service serve` with `env` until the end of the block; wait for readiness."""
+def service_process(
+    env: Mapping[str, str], log: Path, *arguments: str, root: Path = ROOT
+) -> Iterator[Process]:
+    """Run `python -m service serve` with `env` until the end of the block; wait for readiness.
+
+    `root` is where its code is.
+    """
     with log.open("ab") as output:
         popen = subprocess.Popen(
             [sys.executable, "-m", "service", "serve", *arguments],
             env=dict(env),
-            cwd=ROOT,
+            cwd=root,
             stdout=output,
             stderr=output,
         )

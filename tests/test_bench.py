@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from service.embedded import EmbeddedPostgres
-from tests.bench import acks, append, endtoend, fanout, feed, ingest, longlog
+from tests.bench import acks, append, endtoend, fanout, feed, ingest, longlog, workers
 from tests.bench.effort import SMOKE
 from tests.bench.figures import (
     Figure,
@@ -52,6 +52,12 @@ async def test_ingest_is_measured_against_nothing_and_against_a_plain_handler(
     need_program("wrk")
     figures = await ingest.measure(postgres, SMOKE)
     check(figures, "service", "service to itself without append", "service to FastAPI + asyncpg")
+
+
+async def test_two_workers_are_measured_against_one(postgres: EmbeddedPostgres) -> None:
+    need_program("wrk")
+    figures = await workers.measure(postgres, SMOKE)
+    check(figures, "one worker", "two workers", "two workers, processor time of a webhook")
 
 
 async def test_fanout_is_measured_against_sse_starlette(postgres: EmbeddedPostgres) -> None:

@@ -68,7 +68,7 @@ def test_the_dashboard_has_no_sql() -> None:
 def test_only_the_way_in_imports_the_assembly() -> None:
     importers = {module for module in MODULES if "service.app" in imports_of(module)}
     assert importers == {"serve", "server"}
-    assert {m for m in MODULES if "service.serve" in imports_of(m)} == {"__main__"}
+    assert {m for m in MODULES if "service.serve" in imports_of(m)} == {"__main__", "worker"}
 
 
 def test_only_config_reads_the_environment() -> None:
@@ -84,6 +84,7 @@ def test_each_file_of_sql_has_one_module_that_uses_it() -> None:
         for name in (
             *("eventlog", "history", "consumer"),
             *("webhook", "delivery", "delivery_list", "replay"),
+            *("erase", "prune", "upkeep"),
         )
     }
     users = {
@@ -100,7 +101,9 @@ def test_nothing_below_the_endpoints_knows_http() -> None:
         assert not imports_of(module) & HTTP, module
 
 
-@pytest.mark.parametrize("module", ["signature", "event", "filter", "address", "callback_url"])
+@pytest.mark.parametrize(
+    "module", ["signature", "event", "filter", "address", "callback_url", "roles", "exposition"]
+)
 def test_the_pure_core_has_no_io(module: str) -> None:
     assert not imports_of(module) & {"asyncio", "asyncpg", "socket", "logging", *HTTP}
 

@@ -141,6 +141,7 @@ async def test_a_log_that_lost_its_end_is_an_alarm_and_takes_webhooks(
 
 async def test_a_tail_that_is_far_behind_is_not_ready(start: Start, owner: Connection) -> None:
     running = await start(window_events=10, poll_s=60)
+    await until(running, "/readyz", 200)
     await owner.execute("SELECT pg_notify('causeway_head', '5000')")
     found = wrong(await until(running, "/readyz", 503))
     assert found == {"tail": "the tail is 5000 events behind"}

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from service import listen as listen_module
 from service import tail as tail_module
 from service.db import Connection
 from service.errors import LogDamaged, PositionPruned
 from service.eventlog import EventLog
+from service.listen import Listener
 from service.metrics import Metrics
 from service.supervise import Supervisor
 from service.tail import LogChanged, Tail
@@ -36,15 +38,16 @@ async def log(database: Database) -> AsyncIterator[EventLog]:
 
 @pytest.fixture(autouse=True)
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tail_module, "LISTEN_RETRY_S", 0.05)
-    monkeypatch.setattr(tail_module, "LISTEN_CHECK_S", 0.4)
+    monkeypatch.setattr(listen_module, "RETRY_S", 0.05)
+    monkeypatch.setattr(listen_module, "CHECK_S", 0.4)
 
 
 @dataclass
 class Tailed:
-    """A tail and the window that it fills. `changes` counts the calls of `on_changed`."""
+    """A tail, what wakes it, and its window. `changes` counts the calls of `on_changed`."""
 
     tail: Tail
+    listener: Listener
     window: Window
     metrics: Metrics
     changes: list[int] = field(default_factory=list)
@@ -73,12 +76,11 @@ def make_tail(
         log,
         window,
         metrics,
-        dsn=dsn,
         poll_s=poll_s,
         preload_events=preload_events,
         on_changed=lambda: changes.append(window.position),
     )
-    return Tailed(tail, window, metrics, changes)
+    return Tailed(tail, Listener(dsn, tail.hear), window, metrics, changes)
 
 
 @asynccontextmanager
@@ -116,7 +118,7 @@ async def wait_for_listener(owner: Connection, *, other_than: int = 0) -> int:
 
 async def test_the_window_follows_the_log(log: EventLog, database: Database) -> None:
     tailed = make_tail(log, database.service_dsn)
-    async with running(tailed.tail.run, tailed.tail.listen):
+    async with running(tailed.tail.run, tailed.listener.run):
         await tailed.reach(0)
         for head in (1, 2, 52):
             await fill(log, head - tailed.window.position)
@@ -133,7 +135,7 @@ async def test_many_pages_are_read_in_one_go(
 ) -> None:
     monkeypatch.setattr(tail_module, "PAGE_EVENTS", 7)
     tailed = make_tail(log, database.service_dsn)
-    async with running(tailed.tail.run, tailed.tail.listen):
+    async with running(tailed.tail.run, tailed.listener.run):
         await tailed.reach(0)
         await fill(log, 50)
         await tailed.reach(50)
@@ -158,7 +160,7 @@ async def test_what_came_before_the_listener_heard_is_read_at_once(
         await tailed.reach(0)
         await eventually(lambda: tailed.tail.behind_s() < NEVER_S)  # it has read, and waits
         await fill(log, 1)
-        async with running(tailed.tail.listen):
+        async with running(tailed.listener.run):
             await tailed.reach(1)
 
 
@@ -166,7 +168,7 @@ async def test_a_terminated_listener_comes_back_and_missed_nothing(
     log: EventLog, owner: Connection, database: Database
 ) -> None:
     tailed = make_tail(log, database.service_dsn)
-    async with running(tailed.tail.run, tailed.tail.listen):
+    async with running(tailed.tail.run, tailed.listener.run):
         await tailed.reach(0)
         pid = await wait_for_listener(owner)
         await owner.execute("SELECT pg_terminate_backend($1, 5000)", pid)
@@ -182,7 +184,7 @@ async def test_a_deaf_listener_is_found_out_and_replaced(
 ) -> None:
     async with freezable(database.service_dsn) as (dsn, freeze):
         tailed = make_tail(log, dsn)
-        async with running(tailed.tail.run, tailed.tail.listen):
+        async with running(tailed.tail.run, tailed.listener.run):
             await tailed.reach(0)
             await wait_for_listener(owner)
             freeze()  # half-open: it stays connected, and nothing comes through any more
@@ -194,7 +196,7 @@ async def test_a_database_that_comes_back_is_followed_on_without_alarm(
     log: EventLog, owner: Connection, database: Database
 ) -> None:
     tailed = make_tail(log, database.service_dsn, poll_s=OFTEN_S)
-    async with running(tailed.tail.run, tailed.tail.listen):
+    async with running(tailed.tail.run, tailed.listener.run):
         await fill(log, 2)
         await tailed.reach(2)
         await owner.execute(
@@ -212,7 +214,7 @@ async def test_the_lag_is_what_was_announced_and_not_read(
 ) -> None:
     tailed = make_tail(log, database.service_dsn)
     assert tailed.tail.behind_s() == float("inf")
-    async with running(tailed.tail.listen):
+    async with running(tailed.listener.run):
         await wait_for_listener(owner)
         await fill(log, 4)
         await eventually(lambda: tailed.tail.lag() == 4)

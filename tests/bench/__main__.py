@@ -15,7 +15,7 @@ import uvloop
 from rich.console import Console
 
 from service.embedded import EmbeddedPostgres
-from tests.bench import acks, append, endtoend, fanout, feed, ingest, longlog, relay
+from tests.bench import acks, append, endtoend, fanout, feed, ingest, longlog, relay, workers
 from tests.bench.effort import FULL, QUICK, Effort
 from tests.bench.machine import describe
 from tests.bench.report import Section, show, write
@@ -30,6 +30,7 @@ BENCHES: dict[str, ModuleType] = {
     "acks": acks,
     "relay": relay,
     "feed": feed,
+    "workers": workers,
 }
 OUTPUT = ROOT / "docs" / "benchmarks.md"
 

@@ -37,7 +37,7 @@ COUNT_PLAIN = "SELECT count(*) FROM webhook_event"
 
 
 @dataclass(frozen=True, slots=True)
-class _Contender:
+class Contender:
     """A server that takes webhooks, and how to count what it keeps (None: nothing)."""
 
     url: str
@@ -64,11 +64,11 @@ async def measure(postgres: EmbeddedPostgres, effort: Effort) -> list[Figure]:
             files = [Path(folder) / f"{number}.requests" for number in range(effort.rounds + 1)]
             fresh = bridge_events(seed=2)
             for file in files:
-                _write_requests(file, islice(fresh, EVENTS_PER_S * effort.ingest_s))
+                write_requests(file, islice(fresh, EVENTS_PER_S * effort.ingest_s))
             for contender in contenders.values():  # warm: connections, caches, plans
-                await _wrk(contender, files[-1], effort)
+                await run_wrk(contender, files[-1], effort)
             turns = {
-                name: lambda number, contender=contender: _wrk(contender, files[number], effort)
+                name: lambda number, contender=contender: run_wrk(contender, files[number], effort)
                 for name, contender in contenders.items()
             }
             rates = await alternate(effort.rounds, turns)
@@ -84,7 +84,7 @@ def _pair(rates: dict[str, list[float]], other: str) -> tuple[list[float], list[
 
 
 @asynccontextmanager
-async def _contenders(postgres: EmbeddedPostgres) -> AsyncIterator[dict[str, _Contender]]:
+async def _contenders(postgres: EmbeddedPostgres) -> AsyncIterator[dict[str, Contender]]:
     async with AsyncExitStack() as stack:
         ours, nothing, plain = [
             await stack.enter_async_context(fresh_database(postgres)) for _ in range(3)
@@ -97,22 +97,22 @@ async def _contenders(postgres: EmbeddedPostgres) -> AsyncIterator[dict[str, _Co
 
 
 @contextmanager
-def _service(database: Database) -> Iterator[_Contender]:
+def _service(database: Database) -> Iterator[Contender]:
     with tempfile.NamedTemporaryFile(prefix="causeway-ingest-", suffix=".log") as log:
         env = environment(DATABASE_URL=database.service_dsn)
         with service_process(env, Path(log.name)) as process:
-            yield _Contender(process.url, COUNT_SERVICE, database.owner_dsn)
+            yield Contender(process.url, COUNT_SERVICE, database.owner_dsn)
 
 
 @contextmanager
-def _server(module: str, database: Database, count: str | None = None) -> Iterator[_Contender]:
+def _server(module: str, database: Database, count: str | None = None) -> Iterator[Contender]:
     env = environment(DATABASE_URL=database.owner_dsn)
     with child(f"tests.bench.{module}", env) as server:
         url = f"http://127.0.0.1:{server.hello['port']}"
-        yield _Contender(url, count, database.owner_dsn)
+        yield Contender(url, count, database.owner_dsn)
 
 
-def _write_requests(file: Path, fresh: Iterator[tuple[str, bytes]]) -> None:
+def write_requests(file: Path, fresh: Iterator[tuple[str, bytes]]) -> None:
     with file.open("wb") as out:
         for _, body in fresh:
             head = (
@@ -123,7 +123,7 @@ def _write_requests(file: Path, fresh: Iterator[tuple[str, bytes]]) -> None:
             out.write(b"%08d" % len(request) + request)
 
 
-async def _wrk(contender: _Contender, file: Path, effort: Effort) -> float:
+async def run_wrk(contender: Contender, file: Path, effort: Effort) -> float:
     """Send for `ingest_s`; return webhooks a second that were answered 200.
 
     Raises RuntimeError if any was not, or if fewer events were kept than were answered.

@@ -1,0 +1,43 @@
+"""What a person must do before it hurts, as metrics: room for the database, changes left half done.
+
+A secret or a key that is being changed has two values for a while; the old one must go in the end.
+"""
+
+import asyncio
+import logging
+
+from service.config import Settings
+from service.db import Pool, fetch, statements
+from service.errors import LogUnavailable
+from service.metrics import Metrics
+from service.sources import Sources
+
+log = logging.getLogger("causeway.upkeep")
+
+EVERY_S = 30.0
+_SQL = statements("upkeep")
+
+
+async def watch_upkeep(
+    settings: Settings,
+    sources: Sources,
+    database: Pool,
+    metrics: Metrics,
+    every_s: float = EVERY_S,
+) -> None:
+    """Keep the database's size and the number of secrets in `metrics`, for ever. A loop."""
+    known: set[str] = set()
+    metrics.secret_keys.set(len(settings.secret_keys))
+    while True:
+        names = set(sources.names())
+        for name in known - names:
+            metrics.source_secrets.remove(name)
+        for name in names:
+            metrics.source_secrets.labels(name).set(len(sources.secrets(name) or ()))
+        known = names
+        try:
+            [row] = await fetch(database, _SQL.size)
+            metrics.database_bytes.set(row["database_bytes"])
+        except LogUnavailable:
+            log.debug("size not looked up, the database is away")
+        await asyncio.sleep(every_s)

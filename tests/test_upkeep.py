@@ -1,0 +1,39 @@
+"""The metrics that say what must be done before it hurts."""
+
+import asyncio
+from pathlib import Path
+
+from service.db import create_pool
+from service.metrics import Metrics
+from service.sources import Sources
+from service.upkeep import watch_upkeep
+from tests.running import Database, eventually, make_settings
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    """Return a sample's value, or None if there is none."""
+    return metrics.registry.get_sample_value(name, labels)
+
+
+async def test_half_done_changes_and_the_size_are_shown(database: Database, tmp_path: Path) -> None:
+    (tmp_path / "acme").write_text("whsec-new-0123456789\nwhsec-old-0123456789")
+    (tmp_path / "gone").write_text("whsec-gone-0123456789")
+    settings = make_settings(
+        sources_dir=str(tmp_path), secret_key=f"{'n' * 32},{'o' * 32}", bridge_webhook_secret="one"
+    )
+    sources, metrics = Sources(settings), Metrics()
+    async with create_pool(database.service_dsn, max_size=1) as pool:
+        watch = asyncio.create_task(watch_upkeep(settings, sources, pool, metrics, every_s=0.02))
+        follow = asyncio.create_task(sources.watch())
+        await eventually(lambda: (value(metrics, "causeway_database_bytes") or 0) > 1_000_000)
+        assert value(metrics, "causeway_secret_keys") == 2
+        assert value(metrics, "causeway_source_secrets", source="default") == 1
+        assert value(metrics, "causeway_source_secrets", source="acme") == 2
+        (tmp_path / "acme").write_text("whsec-new-0123456789")
+        (tmp_path / "gone").unlink()
+        await eventually(lambda: value(metrics, "causeway_source_secrets", source="acme") == 1)
+        await eventually(lambda: value(metrics, "causeway_source_secrets", source="gone") is None)
+        assert not watch.done()
+        for task in (watch, follow):
+            task.cancel()
+        await asyncio.gather(watch, follow, return_exceptions=True)

@@ -1,0 +1,245 @@
+"""`serve --workers 2` as real processes: one port, one end, and nothing lost when one is killed."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.embedded import EmbeddedPostgres
+from tests.bridge import body, post
+from tests.commands import command
+from tests.conftest import need_program
+from tests.load import under_load
+from tests.reader import Block, Reader, follow, reading
+from tests.running import Database, Process, environment, eventually, service_process
+
+WORKERS = ("--workers", "2")
+
+
+def logged(process: Process, message: str) -> list[dict[str, Any]]:
+    """Return the log lines with a message."""
+    lines = [json.loads(line) for line in process.output().splitlines() if line.startswith("{")]
+    return [line for line in lines if line["message"] == message]
+
+
+def pids(process: Process) -> dict[int, int]:
+    """Return the process of each worker, the last that was started."""
+    return {line["worker"]: line["worker_pid"] for line in logged(process, "worker started")}
+
+
+def is_running(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
+async def all_listening(process: Process, count: int = 2) -> None:
+    await eventually(lambda: len(logged(process, "listening")) >= count, within_s=30)
+
+
+@pytest.fixture
+def workers(database: Database, tmp_path: Path) -> Iterator[Process]:
+    env = environment(DATABASE_URL=database.service_dsn)
+    with service_process(env, tmp_path / "log", *WORKERS) as process:
+        yield process
+        if process.popen.poll() is None:
+            assert process.terminate() == 0, process.output()[-3000:]
+    assert not any(map(is_running, pids(process).values()))
+
+
+async def scrape(process: Process) -> str:
+    async with httpx2.AsyncClient() as client:
+        return (await client.get(f"{process.url}/metrics")).text
+
+
+def by_worker(text: str, name: str) -> dict[str, float]:
+    """Return a metric's sum over its other labels, by worker."""
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == name:
+                worker = sample.labels["worker"]
+                found[worker] = found.get(worker, 0) + sample.value
+    return found
+
+
+async def test_both_workers_take_calls_and_each_scrape_shows_both(workers: Process) -> None:
+    await all_listening(workers)
+    for _ in range(8):  # connections of their own: each may reach either
+        answers = await asyncio.gather(*(post(workers.url, body()) for _ in range(16)))
+        assert {answer.status_code for answer in answers} == {200}
+    texts = await asyncio.gather(*(scrape(workers) for _ in range(8)))
+    for text in texts:
+        taken = by_worker(text, "causeway_webhooks_received_total")
+        assert taken.keys() == {"0", "1"}
+        assert sum(taken.values()) == 128
+        assert min(taken.values()) > 0
+        assert by_worker(text, "causeway_delivery_seconds_count").keys() == {"0", "1"}
+
+
+async def test_promtool_finds_nothing_wrong_with_the_metrics_of_workers(workers: Process) -> None:
+    promtool = need_program("promtool")
+    await all_listening(workers)
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [promtool, "check", "metrics"],
+        input=await scrape(workers),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    complaints = (done.stdout + done.stderr).splitlines()
+    assert [line for line in complaints if "causeway_" in line or "error" in line.lower()] == []
+
+
+async def test_workers_killed_under_load_lose_nothing_that_was_answered_200(
+    workers: Process,
+) -> None:
+    await all_listening(workers)
+    seen: list[Block] = []
+    async with asyncio.TaskGroup() as group, under_load(workers.url) as load:
+        reader = group.create_task(follow(workers.url, seen))
+        for number in (0, 1, 0):
+            goal = len(load.accepted) + 100
+            await eventually(lambda goal=goal: len(load.accepted) >= goal, within_s=30)
+            killed = pids(workers)[number]
+            os.kill(killed, signal.SIGKILL)
+            await eventually(lambda n=number, pid=killed: pids(workers)[n] != pid)
+        await all_listening(workers, 5)
+        load.is_over = True
+        await eventually(lambda: len(load.accepted) == len(load.sent))
+        await eventually(lambda: len(seen) >= len(load.accepted))
+        reader.cancel()
+    assert sorted(block.data or "" for block in seen) == sorted(map(bytes.decode, load.accepted))
+    assert [block.position for block in seen] == list(range(1, len(load.accepted) + 1))
+
+
+async def test_a_worker_that_is_asked_to_stop_is_replaced_and_no_call_fails(
+    workers: Process,
+) -> None:
+    await all_listening(workers)
+    old = pids(workers)[1]
+    refused = 0
+    async with httpx2.AsyncClient() as client:
+        assert (await client.get(f"{workers.url}/livez")).status_code == 200
+    os.kill(old, signal.SIGTERM)
+    while is_running(old) or pids(workers)[1] == old:
+        answers = await asyncio.gather(*(post(workers.url, body()) for _ in range(8)))
+        refused += sum(answer.status_code != 200 for answer in answers)
+    assert refused == 0
+    [ended] = logged(workers, "worker ended")
+    assert (ended["worker"], ended["code"], ended["failures"]) == (1, 0, 0)
+
+
+async def test_sigterm_ends_the_streams_of_all_workers_in_order(workers: Process) -> None:
+    await all_listening(workers)
+    assert (await post(workers.url, body())).status_code == 200
+    readers: list[Reader] = []
+    stack = [reading(workers.url, "from=start") for _ in range(20)]
+    try:
+        readers += [await one.__aenter__() for one in stack]
+        rests = [asyncio.create_task(reader.rest()) for reader in readers]
+        workers.popen.send_signal(signal.SIGTERM)
+        ended = await asyncio.gather(*rests)
+        assert await asyncio.to_thread(workers.popen.wait, 15) == 0
+    finally:
+        for one in stack[: len(readers)]:
+            await one.__aexit__(None, None, None)
+    assert all(blocks[-1].is_checkpoint and blocks[-1].position == 1 for blocks in ended)
+
+
+async def test_workers_whose_parent_was_killed_stop_by_themselves(
+    database: Database, tmp_path: Path
+) -> None:
+    env = environment(DATABASE_URL=database.service_dsn, CAUSEWAY_DRAIN_S="0.2")
+    with service_process(env, tmp_path / "log", *WORKERS) as process:
+        await all_listening(process)
+        running = pids(process).values()
+        process.kill()
+        await eventually(lambda: not any(map(is_running, running)), within_s=15)
+
+
+async def test_workers_that_keep_dying_end_the_process_which_says_so(
+    database: Database, tmp_path: Path
+) -> None:
+    env = environment(DATABASE_URL=database.service_dsn, CAUSEWAY_DRAIN_S="0.2")
+    with service_process(env, tmp_path / "log", *WORKERS) as process:
+        killed: set[int] = set()
+        async with asyncio.timeout(30):
+            while process.popen.poll() is None:
+                pid = pids(process)[1]
+                if pid not in killed:
+                    killed.add(pid)
+                    os.kill(pid, signal.SIGKILL)
+                await asyncio.sleep(0.02)
+        assert process.popen.returncode == 1
+        [line] = logged(process, "workers keep ending, the process stops")
+        assert (line["worker"], line["code"], line["failures"]) == (1, -signal.SIGKILL, 5)
+        assert len(killed) == 5
+        assert not any(map(is_running, pids(process).values()))
+
+
+async def test_a_worker_that_cannot_start_says_why_and_ends_the_process(
+    database: Database,
+) -> None:
+    gone = database.service_dsn.replace("/test_", "/gone_")
+    done = await command("serve", *WORKERS, DATABASE_URL=gone)
+    assert done.code == 1
+    assert "DATABASE_URL" in done.err
+    assert "does not exist" in done.err
+    assert "Traceback" not in done.err
+
+
+async def test_a_port_in_use_starts_no_worker(database: Database) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        settings = {"DATABASE_URL": database.service_dsn, "CAUSEWAY_PORT": port}
+        done = await command("serve", *WORKERS, **settings)
+    assert done.code == 1
+    assert f"CAUSEWAY_PORT={port}" in done.err
+    assert "worker" not in done.err
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A data folder that Postgres' own user can reach; nothing is left running on it."""
+    folder = Path(tempfile.mkdtemp(prefix="causeway-workers-", dir="/tmp"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        with EmbeddedPostgres(folder):  # takes over what a failed test left
+            pass
+        shutil.rmtree(folder)
+
+
+async def test_the_embedded_postgres_is_the_parents_and_comes_back_under_its_workers(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    env = environment(CAUSEWAY_DATA_DIR=str(data_dir))
+    with service_process(env, tmp_path / "log", *WORKERS) as process:
+        await all_listening(process)
+        async with under_load(process.url) as load:
+            await eventually(lambda: len(load.accepted) > 50)
+            server = EmbeddedPostgres(data_dir).pid
+            assert server is not None
+            os.kill(server, signal.SIGKILL)
+            goal = len(load.accepted) + 100
+            await eventually(lambda: len(load.accepted) >= goal, within_s=30)
+        seen: list[Block] = []
+        await follow(process.url, seen, until=len(load.accepted))
+        assert process.terminate() == 0
+        assert len(pids(process)) == len(logged(process, "worker started"))
+    assert sorted(block.data or "" for block in seen) == sorted(map(bytes.decode, load.accepted))
+    assert EmbeddedPostgres(data_dir).pid is None
