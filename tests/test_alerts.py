@@ -1,0 +1,159 @@
+"""Each alert fires when it should and not before, and says where its runbook is.
+
+promtool plays series to the rules. Annotations are left out there, and read here.
+"""
+
+# ruff: noqa: E501  (a case is a row)
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import need_program
+from tests.k8s import K8S, ROOT, run
+
+RULES = yaml.safe_load((K8S / "components/monitoring/rules.yaml").read_text())["spec"]
+ALERTS = {
+    rule["alert"]: rule for group in RULES["groups"] for rule in group["rules"] if "alert" in rule
+}
+RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
+UP = ('up{job="causeway"}', "1x6000")
+CALLS = "causeway_webhooks_received_total"
+ANSWERS = "causeway_webhook_response_seconds"
+DELIVERIES = "causeway_delivery_seconds"
+DISK = "kubelet_volume_stats"
+CLAIM = '{namespace="causeway",persistentvolumeclaim="data-causeway-postgres-0"}'
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Series by the minute; when the alert is quiet still, when it fires, and for whom."""
+
+    alert: str
+    series: tuple[tuple[str, str], ...]
+    quiet_at: str
+    fires_at: str
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+def slow(name: str, le: str, bad_from: str, labels: str = "") -> tuple[tuple[str, str], ...]:
+    """Return a histogram's counts: all good at first, then `bad_from` is the good ones' course."""
+    good = f'{name}_bucket{{{labels}le="{le}"}}'
+    count = f"{name}_count{{{labels.rstrip(',')}}}"
+    return ((good, bad_from), (count, "0+600x6000"))
+
+
+CASES = (
+    Case("CausewayDown", (('up{job="causeway",pod="a"}', "1x10 0x20"),), "10m", "14m"),
+    Case("CausewayNoEvents", (UP, (f'{CALLS}{{outcome="accepted"}}', "0+1x30 30x400")), "100m", "170m"),
+    Case(
+        "CausewaySignatureFailures",
+        (
+            (f'{CALLS}{{source="default",outcome="accepted"}}', "0+60x100"),
+            (f'{CALLS}{{source="default",outcome="bad_signature"}}', "0x20 0+10x80"),
+            (f'{CALLS}{{source="acme",outcome="bad_signature"}}', "0x20 1x80"),
+        ),
+        "25m",
+        "50m",
+        {"source": "default"},
+    ),
+    Case("CausewayAppendFailing", ((f'{CALLS}{{outcome="log_unavailable"}}', "0x10 0+5x50"),), "10m", "20m"),
+    Case("CausewayTailBehind", (('causeway_tail_lag_events{pod="a"}', "10x10 5000x20"),), "11m", "15m", {"pod": "a"}),
+    Case("CausewayLogDamaged", (('causeway_log_damaged{pod="a"}', "0x5 1x5"),), "5m", "7m", {"pod": "a"}),
+    Case("CausewayAuditFailed", (('kube_job_status_failed{job_name="causeway-audit-1"}', "0x5 1x5"),), "5m", "7m", {"job_name": "causeway-audit-1"}),
+    Case("CausewayAuditMissing", (('kube_cronjob_status_last_successful_time{cronjob="causeway-audit"}', "0x16000"),), "12900m", "13100m"),
+    Case("CausewayPruneFailed", (('kube_job_status_failed{job_name="causeway-prune-1"}', "0x5 1x5"),), "5m", "7m", {"job_name": "causeway-prune-1"}),
+    Case("CausewayMigrationFailed", (('kube_job_status_failed{job_name="causeway-migrate-1"}', "0+1x10"),), "3m", "5m", {"job_name": "causeway-migrate-1"}),
+    Case("CausewayLoopRestarts", (('kube_pod_container_status_restarts_total{pod="a",container="causeway"}', "0x10 0+1x30"),), "10m", "30m", {"pod": "a"}),
+    Case("CausewayConsumerLag", (('causeway_consumer_lag_seconds{consumer="billing",pod="a"}', "0+60x60"),), "12m", "20m", {"consumer": "billing"}),
+    Case("CausewayRelayBacklog", (('causeway_relay_oldest_pending_seconds{webhook="7",pod="a"}', "0+60x60"),), "18m", "25m", {"webhook": "7"}),
+    Case("CausewayRelayExhausted", (("causeway_relay_exhausted_total", "0x10 3x20"),), "10m", "15m"),
+    Case("CausewayRelayWebhookDisabled", (('causeway_relay_disabled_total{reason="gone"}', "0x10 1x20"),), "10m", "15m", {"reason": "gone"}),
+    Case("CausewayRelayOrphans", (('causeway_relay_orphans{webhook="7"}', "0x5 2x5"),), "5m", "7m", {"webhook": "7"}),
+    Case(
+        "CausewayDatabaseNearFull",
+        ((f"{DISK}_available_bytes{CLAIM}", "50x10 10x20"), (f"{DISK}_capacity_bytes{CLAIM}", "100x30")),
+        "12m",
+        "20m",
+        {"namespace": "causeway", "persistentvolumeclaim": "data-causeway-postgres-0"},
+    ),
+    Case(
+        "CausewayDatabaseFullSoon",
+        ((f"{DISK}_available_bytes{CLAIM}", "9000x400 9000-2x600"), ("causeway_database_bytes", "5x1000")),
+        "400m",
+        "900m",
+    ),
+    Case(
+        "CausewayCertificateExpires",
+        (('certmanager_certificate_expiration_timestamp_seconds{namespace="causeway",name="causeway-bridge"}', "1382400x6000"),),
+        "2900m",
+        "3000m",
+        {"namespace": "causeway", "name": "causeway-bridge"},
+    ),
+    Case("CausewaySecretRotationHalfDone", (('causeway_source_secrets{source="default"}', "1x10 2x4000"),), "2800m", "2900m", {"source": "default"}),
+    Case("CausewaySecretKeyRotationHalfDone", (("causeway_secret_keys", "1x10 2x4000"),), "2800m", "2900m"),
+    # Two in a hundred are slow for twenty minutes; for a day, four in a thousand.
+    Case("CausewayAnswersBurnFast", slow(ANSWERS, "1.0", "0+600x60 36600+588x200"), "60m", "120m"),
+    Case("CausewayAnswersBurnSlow", slow(ANSWERS, "1.0", "0+600x60 36600+597.6x5000"), "60m", "2000m"),
+    Case("CausewayDeliveriesBurnFast", slow(DELIVERIES, "0.25", "0+600x60 36600+400x200", 'via="stream",'), "60m", "120m"),
+    Case("CausewayDeliveriesBurnSlow", slow(DELIVERIES, "0.25", "0+600x60 36600+576x5000", 'via="stream",'), "60m", "2000m"),
+)  # fmt: skip
+
+
+def needed_by(alert: str) -> dict[str, object]:
+    """Return the alert's rule without annotations, and what is recorded for it: no more, for speed."""
+    rule = {key: value for key, value in ALERTS[alert].items() if key != "annotations"}
+    recorded = [group for group in RULES["groups"] if "record" in group["rules"][0]]
+    is_burn = "causeway:" in rule["expr"]
+    return {"groups": [*(recorded if is_burn else []), {"name": "alert", "rules": [rule]}]}
+
+
+def test_promtool_takes_the_rules(tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(RULES))
+    options = ("check", "rules", "--lint-fatal", str(tmp_path / "rules.yaml"))
+    assert "SUCCESS" in run([need_program("promtool"), *options])
+
+
+def test_every_alert_has_a_case() -> None:
+    assert sorted(ALERTS) == sorted(case.alert for case in CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.alert)
+def test_it_fires_when_it_should_and_not_before(tmp_path: Path, case: Case) -> None:
+    labels = {"severity": ALERTS[case.alert]["labels"]["severity"]} | case.labels
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in case.series],
+        "alert_rule_test": [
+            {"alertname": case.alert, "eval_time": case.quiet_at, "exp_alerts": []},
+            {
+                "alertname": case.alert,
+                "eval_time": case.fires_at,
+                "exp_alerts": [{"exp_labels": labels}],
+            },
+        ],
+    }
+    text = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [test]}
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(needed_by(case.alert)))
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump(text))
+    run([need_program("promtool"), "test", "rules", "test.yaml"], cwd=tmp_path)
+
+
+def test_every_alert_has_a_section_in_the_runbook_and_no_other_is_there() -> None:
+    sections = re.findall(r"^### (Causeway\w+)$", RUNBOOK, re.MULTILINE)
+    assert sorted(sections) == sorted(ALERTS)
+    for name, rule in ALERTS.items():
+        annotations = rule["annotations"]
+        assert annotations["runbook_url"].endswith(f"#{name.lower()}")
+        assert annotations["summary"]
+        assert annotations["description"]
+        assert rule["labels"]["severity"] in ("page", "ticket")
+
+
+@pytest.mark.parametrize("name", sorted(ALERTS))
+def test_each_section_says_what_it_means_what_to_look_at_and_what_to_do(name: str) -> None:
+    section = RUNBOOK.split(f"\n### {name}\n", 1)[1].split("\n### ", 1)[0].split("\n## ", 1)[0]
+    for heading in ("**Means.**", "**Look.**", "**Do.**"):
+        assert heading in section
