@@ -1,5 +1,6 @@
 """A log in small partitions for tests, and a look at how it is divided."""
 
+import asyncio
 from unittest.mock import patch
 
 from service.db import Connection
@@ -27,7 +28,8 @@ async def divide(owner: Connection, events: int) -> None:
 
 async def partitions(owner: Connection) -> list[tuple[int, int]]:
     """Return the first and the end position of each partition, as Postgres knows them."""
-    async with owner.transaction(isolation="repeatable_read"):  # others may be adding one
+    bounds: list[tuple[int, int]] = []
+    for _ in range(50):  # somebody may be adding one between the two looks
         rows = await owner.fetch(
             "SELECT pg_get_expr(relpartbound, oid) AS bound FROM pg_inherits "
             "JOIN pg_class ON oid = inhrelid WHERE inhparent = 'causeway.event'::regclass"
@@ -35,13 +37,15 @@ async def partitions(owner: Connection) -> list[tuple[int, int]]:
         known = await owner.fetch(
             "SELECT first_position, end_position FROM causeway.event_partition ORDER BY 1"
         )
-    numbers = [
-        [int(part.strip("()'")) for part in row["bound"].split() if part.strip("()'").isdigit()]
-        for row in rows
-    ]
-    bounds = sorted((first, end) for first, end in numbers)
-    assert bounds == [tuple(row) for row in known], "what is written down is not what there is"
-    return bounds
+        numbers = [
+            [int(part.strip("()'")) for part in row["bound"].split() if part.strip("()'").isdigit()]
+            for row in rows
+        ]
+        bounds = sorted((first, end) for first, end in numbers)
+        if bounds == [tuple(row) for row in known]:
+            return bounds
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"what is written down is not what there is: {bounds}")
 
 
 async def migrate_to(dsn: str, version: int) -> list[str]:

@@ -486,7 +486,12 @@ async def test_lists_go_by_the_indexes_that_they_name(
                 plan = json.loads(text)[0]["Plan"]
                 names = (node["Index Name"] for node in nodes(plan) if "Index Name" in node)
                 used = {re.sub(r"^event_\d+_", "event_", name) for name in names}
-                scans = [n for n in nodes(plan) if n["Node Type"] == "Seq Scan"]
+                scans = [
+                    node
+                    for node in nodes(plan)
+                    if node["Node Type"] == "Seq Scan"
+                    and node["Relation Name"] in ("event_0", "delivery")  # others are empty
+                ]
                 assert not scans, (state, plan)
                 assert used - {"event_pkey"} == indexes, (state, plan)
                 read = max(node["Actual Rows"] for node in nodes(plan))
