@@ -8,7 +8,7 @@ from functools import partial
 from service.auth import Tokens
 from service.config import Settings
 from service.consumer import Consumers
-from service.db import Pool, create_pool, prepare
+from service.db import Pool, close, create_pool, prepare
 from service.eventlog import EventLog
 from service.metrics import Metrics
 from service.migrate import check_schema
@@ -73,10 +73,15 @@ async def _open_database(stack: AsyncExitStack, settings: Settings, dsn: str) ->
     role = await prepare(direct_dsn, check_schema, wait_s=DATABASE_WAIT_S)
     pooled = partial(create_pool, dsn, role=role, is_pooler=direct is not None)
     single = partial(create_pool, direct_dsn, role=role, max_size=1)
+
+    async def opened(pool: Pool) -> Pool:
+        stack.push_async_callback(close, pool)
+        return await pool
+
     return Database(
         direct_dsn,
-        readers=await stack.enter_async_context(pooled(max_size=settings.pool_max_connections)),
-        writer=await stack.enter_async_context(single()),
-        tail=await stack.enter_async_context(single()),
-        relay=await stack.enter_async_context(pooled(max_size=RELAY_CONNECTIONS)),
+        readers=await opened(pooled(max_size=settings.pool_max_connections)),
+        writer=await opened(single()),
+        tail=await opened(single()),
+        relay=await opened(pooled(max_size=RELAY_CONNECTIONS)),
     )

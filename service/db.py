@@ -8,7 +8,7 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
@@ -50,6 +50,7 @@ SESSION: Mapping[str, str] = {
 CONNECT_TIMEOUT_S = 5.0
 RETRY_S = 1.0
 CANCEL_TIMEOUT_S = 2.0
+CLOSE_TIMEOUT_S = 2.0
 COMMAND_TIMEOUT_S = 35.0  # past statement_timeout: only a server that is gone gets there
 
 # What asyncpg raises when Postgres is away, busy, stopping, or takes too long.
@@ -142,9 +143,17 @@ async def transaction(querier: Querier) -> AsyncIterator[Connection]:
 async def _settle(connection: "PoolConnection") -> None:
     """Wait for the server's word that it has cancelled; cut the connection if it does not come."""
     try:
-        await asyncio.wait_for(connection.reset(), CANCEL_TIMEOUT_S)
+        async with asyncio.timeout(CANCEL_TIMEOUT_S):
+            await connection.reset()
     except AWAY:
         connection.terminate()
+
+
+async def close(pool: Pool) -> None:
+    """Close a pool; sessions that are in use, or whose server does not answer, are cut."""
+    with suppress(TimeoutError):  # cancelled, it cuts them
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await pool.close()
 
 
 async def connect(dsn: str) -> Connection:
@@ -162,6 +171,7 @@ def create_pool(
 ) -> Pool:
     """Return a pool that is opened when it is first used (`await pool` or `async with pool`).
 
+    Whoever opens it also closes it, by `close` where a database that is away must not hold up.
     It opens no connection before one is asked for, so a database that is away does not stop the
     start. A dead connection is replaced when it is next asked for. Through a pooler no session
     setting and no named statement is used.

@@ -7,6 +7,7 @@ so it is asked a question now and then, and whoever is woken by it also polls.
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 from service.db import connect, translated
 from service.errors import LogUnavailable
@@ -46,10 +47,9 @@ class Listener:
             while not lost.is_set():
                 # On the same session: if it is half-open, this times out.
                 await connection.fetchval("SELECT 1", timeout=CHECK_S / 2)
-                try:
-                    await asyncio.wait_for(lost.wait(), CHECK_S)
-                except TimeoutError:
-                    continue
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(CHECK_S):
+                        await lost.wait()
         finally:
             connection.terminate()
 

@@ -8,6 +8,7 @@ CloudEvents batch, or NDJSON; one event also as Bridge's exact bytes.
 import asyncio
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 
 import orjson
 from starlette.requests import Request
@@ -62,10 +63,9 @@ class _Bell:
         self._rung.set()
 
     async def wait(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._rung.wait(), seconds)
-        except TimeoutError:
-            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._rung.wait()
 
 
 class Pages:

@@ -58,7 +58,8 @@ class Recorder:
     async def flushed(self, within_s: float) -> None:
         """Wait until everything that has ended is written."""
         try:
-            await asyncio.wait_for(self._is_written.wait(), within_s)
+            async with asyncio.timeout(within_s):
+                await self._is_written.wait()
         except TimeoutError:
             log.error("results of deliveries not written", extra={"deliveries": len(self._ended)})
 

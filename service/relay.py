@@ -124,7 +124,8 @@ class Relay:
                     wait_s = await self._claim()
             if wait_s > 0:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), wait_s)
+                    async with asyncio.timeout(wait_s):
+                        await self._wake.wait()
 
     async def _claim(self) -> float:
         """Claim and send what there is room for; return when to look again, in seconds."""

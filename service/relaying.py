@@ -41,10 +41,7 @@ def open_relaying(
     database: Pool,
     metrics: Metrics,
 ) -> Relaying:
-    """Make the parts; with the role `relay` also start their loops.
-
-    At the end of `stack` calls end before the loops do.
-    """
+    """Make the parts; with the role `relay` also start their loops. The server drains the relay."""
     sealer = Sealer(settings.secret_keys) if settings.secret_keys else None
     webhooks = Webhooks(database, sealer, max_per_application=settings.relay_max_webhooks)
     deliveries = Deliveries(database)
@@ -59,7 +56,6 @@ def open_relaying(
     relaying = Relaying(webhooks, deliveries, callbacks, replays, relay, watch)
     if Role.RELAY in settings.roles:
         _run(supervisor, settings, relaying)
-        stack.push_async_callback(relay.drain, settings.shutdown_s)
     return relaying
 
 

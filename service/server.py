@@ -1,8 +1,8 @@
 """uvicorn, owned by us: the socket, the signals, and a shutdown in a written order.
 
 SIGTERM: not ready any more → streams are ended one after another over the drain, each with its last
-id, while webhooks are still taken → the listener closes → in-flight appends finish → the rest is
-closed. uvicorn alone would wait for the streams for ever. Exit code 0.
+id, while webhooks are still taken and the relay's calls end → the listener closes → in-flight
+appends finish → the rest is closed. uvicorn alone would wait for the streams for ever. Exit code 0.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ log = logging.getLogger("causeway.server")
 
 BACKLOG = 4096
 FORCE_CHECK_S = 0.1
+LAST_APPENDS_S = 1.0  # for what was being answered until the last moment
 TCP_USER_TIMEOUT_MS = 30_000  # a peer that acknowledges nothing for this long is gone
 
 
@@ -88,19 +89,24 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         log.info("stopping", extra={"streams": len(self._service.hub)})
         self._service.window.close()
-        self._service.relaying.relay.stop()
+        shutdown_s, clock = self._settings.shutdown_s, asyncio.get_running_loop().time
+        relay = self._service.relaying.relay
+        calls = asyncio.create_task(relay.drain(shutdown_s), name="drain relay")
         await self._drain()
+        deadline = clock() + shutdown_s
         await super().shutdown(sockets)
         try:
-            await asyncio.wait_for(self._service.appender.drained(), self._settings.shutdown_s)
+            async with asyncio.timeout_at(max(deadline, clock() + LAST_APPENDS_S)):
+                await self._service.appender.drained()
         except TimeoutError:
             log.error("appends still waiting at the end; their callers get no answer")
+        await calls
         log.info("stopped")
 
     async def _drain(self) -> None:
         """End the streams over the drain time; all at once after a second SIGINT."""
         hub = self._service.hub
-        drain = asyncio.create_task(hub.drain(self._settings.drain_s), name="drain")
+        drain = asyncio.create_task(hub.drain(self._settings.drain_s), name="end streams")
         while not (await asyncio.wait([drain], timeout=FORCE_CHECK_S))[0]:
             if self.force_exit:
                 drain.cancel()

@@ -104,7 +104,8 @@ class Tail:
         A log that was put back may be busy: its events wake us, and are below what we ask for.
         """
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), self._poll_s)
+            async with asyncio.timeout(self._poll_s):
+                await self._wake.wait()
         if self._clock() - self._checked_at >= self._poll_s:
             await self._check_head()
             self._checked_at = self._clock()

@@ -74,6 +74,8 @@ async def test_sigterm_ends_500_streams_in_order_while_webhooks_are_still_answer
     async with httpx2.AsyncClient(timeout=10) as client, many_readers(process.url, 500) as readers:
         for _ in range(3):
             assert (await post(process.url, body(), client=client)).status_code == 200
+        async with reading(process.url, "from=start") as watcher:
+            await watcher.events(3)  # the window has them
         rests = [asyncio.create_task(reader.rest()) for reader in readers]
         began = time.monotonic()
         process.popen.send_signal(signal.SIGTERM)

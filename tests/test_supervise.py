@@ -94,6 +94,23 @@ async def test_a_loop_that_ran_well_for_long_starts_its_back_off_anew(
     assert fatal == []
 
 
+async def test_a_loop_whose_clean_up_fails_ends_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        try:
+            await forever()
+        finally:
+            raise OSError("the connection is gone")
+
+    monkeypatch.setattr(supervise, "BACKOFF_S", (60.0,))
+    monkeypatch.setattr(supervise, "CANCEL_AGAIN_S", 0.05)
+    async with asyncio.timeout(10), Supervisor(lambda _: None) as supervisor:
+        supervisor.start("listen", run)
+        await asyncio.sleep(0)
+    assert "loops go on after their cancellation" in caplog.text
+
+
 async def test_back_off_grows_to_its_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervise, "BACKOFF_S", (1.0, 2.0, 3.0))
     waits: list[float] = []

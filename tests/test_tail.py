@@ -152,6 +152,21 @@ async def test_a_lost_notification_is_made_up_for_by_the_poll(
         await tailed.reach(3)
 
 
+async def test_a_stop_at_the_moment_of_a_wake_up_is_heeded(
+    log: EventLog, database: Database
+) -> None:
+    for turns in range(6):  # of the event loop, between the wake-up and the stop
+        tailed = make_tail(log, database.service_dsn)
+        loop = asyncio.create_task(tailed.tail.run())
+        await eventually(lambda tailed=tailed: tailed.tail.behind_s() < NEVER_S)
+        tailed.tail.hear(0)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        loop.cancel()
+        done, _ = await asyncio.wait([loop], timeout=5)
+        assert done, f"it goes on after a stop {turns} turns after a wake-up"
+
+
 async def test_what_came_before_the_listener_heard_is_read_at_once(
     log: EventLog, database: Database
 ) -> None:
