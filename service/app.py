@@ -89,9 +89,11 @@ async def open_service(
         base = await open_base(stack, settings, dsn, on_fatal)
         supervisor, metrics, window = base.supervisor, base.metrics, base.window
         eventlog, consumers, readers = base.eventlog, base.consumers, base.database.readers
-        appender = _appender(settings, eventlog, metrics)
+        appender = _appender(base)
         hub = Hub(settings, base.tokens, metrics)
-        relaying = open_relaying(stack, supervisor, settings, base.database.relay, metrics)
+        relaying = open_relaying(
+            stack, supervisor, settings, base.database.relay, metrics, base.traces
+        )
         tail = _tail(base, hub)
         leases, acks = Leases(consumers, metrics), Acks(consumers)
         turns = Turns(consumers, leases, acks, eventlog)
@@ -100,7 +102,7 @@ async def open_service(
         ready = _ready(base, follower, tail, hub)
         ops = Ops(metrics, live={"loops": ready["loops"]}, ready=ready, peers=peers)
         administering = _administer(base, follower, relaying, ready)
-        receive = ReceiveWebhook(settings, base.sources, appender, metrics)
+        receive = ReceiveWebhook(settings, base.sources, appender, metrics, base.traces)
         endpoints = _endpoints(base, receive, stream, acks, relaying, administering, ops)
         if Role.INGEST in settings.roles:
             _run_ingest(base, appender)
@@ -201,13 +203,15 @@ def _follow(base: Base, tail: Tail, relaying: Relaying) -> Tail | Head:
     return head
 
 
-def _appender(settings: Settings, eventlog: EventLog, metrics: Metrics) -> Appender:
+def _appender(base: Base) -> Appender:
+    settings = base.settings
     return Appender(
-        partial(eventlog.append, timeout_s=settings.append_timeout_s),
-        metrics,
+        partial(base.eventlog.append, timeout_s=settings.append_timeout_s),
+        base.metrics,
         max_events=settings.append_queue_events,
         max_bytes=settings.append_queue_bytes,
         batch_events=settings.append_batch_events,
+        on_committed=None if base.traces is None else base.traces.committed,
     )
 
 
@@ -219,6 +223,7 @@ def _tail(base: Base, hub: Hub) -> Tail:
         poll_s=base.settings.poll_s,
         preload_events=base.settings.window_events,
         on_changed=partial(hub.close_all, "diverged"),
+        on_read=None if base.traces is None else base.traces.streamed,
     )
 
 

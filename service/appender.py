@@ -22,6 +22,7 @@ BATCH_BYTES = 8 * 1024 * 1024
 
 Waiting = tuple[NewEvent, "asyncio.Future[Appended]"]
 Commit = Callable[[Sequence[NewEvent]], Awaitable[list[Appended]]]
+OnCommitted = Callable[[Sequence[Appended], float], None]
 
 
 class Appender:
@@ -35,12 +36,15 @@ class Appender:
         max_events: int,
         max_bytes: int,
         batch_events: int,
+        on_committed: OnCommitted | None = None,
     ) -> None:
+        """`on_committed` hears of each commit, and of the seconds it took."""
         self._commit = commit
         self._metrics = metrics
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._batch_events = batch_events
+        self._on_committed = on_committed
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Waiting] = deque()
         self._queued_bytes = 0
@@ -105,6 +109,7 @@ class Appender:
     async def _settle(self, batch: list[Waiting]) -> None:
         """Commit a batch and tell each of its callers."""
         self._metrics.append_batch.observe(len(batch))
+        began = perf_counter()
         try:
             appended = await self._commit([event for event, _ in batch])
         except LogUnavailable as error:
@@ -117,6 +122,8 @@ class Appender:
             for (_, done), result in zip(batch, appended, strict=True):
                 if not done.done():  # its caller may have gone
                     done.set_result(result)
+            if self._on_committed is not None:
+                self._on_committed(appended, perf_counter() - began)
 
     async def _settle_one_by_one(self, batch: list[Waiting], error: Exception) -> None:
         """Find the event that Postgres refuses, so that it does not take the others with it."""

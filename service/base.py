@@ -14,6 +14,7 @@ from service.metrics import Metrics
 from service.migrate import check_schema
 from service.sources import Sources
 from service.supervise import Supervisor
+from service.tracing import Traces, open_traces
 from service.window import Window
 
 DATABASE_WAIT_S = 60.0
@@ -44,6 +45,7 @@ class Base:
     sources: Sources
     consumers: Consumers
     window: Window
+    traces: Traces | None
 
 
 async def open_base(
@@ -54,16 +56,23 @@ async def open_base(
     database = await _open_database(stack, settings, dsn)
     metrics = Metrics()
     metrics.watch_pool(database.readers.get_size, database.readers.get_idle_size)
+    supervisor = await stack.enter_async_context(Supervisor(on_fatal))
+    eventlog = EventLog(database.readers, database.writer)
+    traces = None
+    if settings.traces:
+        traces = open_traces(stack, eventlog, metrics)
+        supervisor.start("traces", traces.run)
     return Base(
         settings,
         database,
-        await stack.enter_async_context(Supervisor(on_fatal)),
+        supervisor,
         metrics,
-        EventLog(database.readers, database.writer),
+        eventlog,
         Tokens(settings, database.readers),
         sources,
         Consumers(database.readers),
         Window(max_events=settings.window_events, max_bytes=settings.window_bytes),
+        traces,
     )
 
 

@@ -48,6 +48,16 @@ class Appended:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """A position of the log, and the little of its event that says which one it is."""
+
+    position: int
+    link: bytes
+    type: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class Bounds:
     """The log's ends. `anchor` is the place before the first event that is left."""
 
@@ -162,6 +172,10 @@ class EventLog:
         """Return the link at `position`, or None if it is not in the log."""
         rows = await fetch(self._readers, _SQL.link_at, position)
         return rows[0]["link"] if rows else None
+
+    async def places(self, positions: Sequence[int]) -> list[Place]:
+        """Return those of `positions` that are in the log, in any order."""
+        return [Place(*row) for row in await fetch(self._readers, _SQL.places, positions)]
 
     async def check(self, position: int, link_digits: str | None) -> bytes:
         """Return the link at `position` if a reader that was there can go on from it.

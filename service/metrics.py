@@ -51,6 +51,7 @@ ATTEMPT_OUTCOMES = (
     *("address_denied", "dns", "refused", "tls", "timeout", "connection", "protocol"),
     *("event_gone", "internal"),
 )
+SPAN_OUTCOMES = ("exported", "failed", "dropped")
 DISABLED_REASONS = ("gone", "failing", "log_diverged", "position_pruned")
 
 # A second series for each counter, which nobody reads.
@@ -265,6 +266,15 @@ class Metrics:
             "Keys in CAUSEWAY_SECRET_KEY: 2 while it is being changed.",
             registry=self.registry,
         )
+        self.trace_spans = Counter(
+            "causeway_trace_spans_total",
+            "Spans by what came of them: exported, failed (the collector took them not), dropped "
+            "(there were too many).",
+            ["outcome"],
+            registry=self.registry,
+        )
+        for outcome in SPAN_OUTCOMES:
+            self.trace_spans.labels(outcome)
 
     def watch_pool(self, connections: Callable[[], int], idle: Callable[[], int]) -> None:
         """Report the reading pool: `connections` it has, and how many of them are `idle`."""

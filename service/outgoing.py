@@ -38,7 +38,14 @@ class Signer:
         ]
 
     def headers(
-        self, message_id: str, body: bytes, now_s: float, *, position: int | None, attempt: int
+        self,
+        message_id: str,
+        body: bytes,
+        now_s: float,
+        *,
+        position: int | None,
+        attempt: int,
+        traceparent: bytes | None = None,
     ) -> Headers:
         """Return the headers of one attempt at `now_s` (Unix time); `position` None: a test.
 
@@ -61,4 +68,6 @@ class Signer:
         ]
         if position is not None:
             made.append((b"Causeway-Position", b"%d" % position))
+        if traceparent is not None:  # not signed: proxies on the way may put their own span in it
+            made.append((b"traceparent", traceparent))
         return made + self._custom

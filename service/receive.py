@@ -30,6 +30,7 @@ from service.eventlog import Appended
 from service.metrics import Metrics
 from service.signature import matching_secret
 from service.sources import DEFAULT_SOURCE, Sources
+from service.tracing import Traces
 
 _SIGNATURE = b"bridgeapi-signature"
 _SECRET_NAMES = ("current", "previous")
@@ -55,6 +56,7 @@ class ReceiveWebhook:
         sources: Sources,
         appender: Appender,
         metrics: Metrics,
+        traces: Traces | None = None,
         now: Now = _now,
     ) -> None:
         self._allowed = settings.allowed_ips
@@ -67,6 +69,7 @@ class ReceiveWebhook:
         self._outcome = cache(metrics.webhooks_received.labels)
         self._match = cache(metrics.signature_matches.labels)
         self._loop = asyncio.get_running_loop()
+        self._traces = traces
         self._now = now
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,6 +86,9 @@ class ReceiveWebhook:
             return
         self._count(label, "duplicate" if appended.is_known else "accepted", began)
         await _answer(appended, send)
+        if self._traces is not None:
+            caller = next((v for k, v in scope["headers"] if k == b"traceparent"), None)
+            self._traces.received(appended, perf_counter() - began, caller)
 
     async def _accept(self, scope: Scope, receive: Receive, source: str) -> Appended:
         """Take one call to its commit. Raises the Problem that is its answer, or HungUp."""

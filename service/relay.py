@@ -23,6 +23,7 @@ from service.latency import Receipts
 from service.metrics import Metrics
 from service.outgoing import Signer
 from service.recorder import Recorder
+from service.tracing import Attempt, Traces
 from service.verdict import Verdict, judge
 from service.webhook import Webhook, Webhooks
 
@@ -59,12 +60,14 @@ class Relay:
         deliveries: Deliveries,
         callbacks: Callbacks,
         metrics: Metrics,
+        traces: Traces | None = None,
     ) -> None:
         self._settings = settings
         self._webhooks = webhooks
         self._deliveries = deliveries
         self._callbacks = callbacks
         self._metrics = metrics
+        self._traces = traces
         self._recorder = Recorder(
             deliveries,
             metrics,
@@ -204,13 +207,14 @@ class Relay:
         """Make one attempt and hand over its result; whatever happens, there is one."""
         route = self._routes.get(claimed.webhook_id)
         began, started_at = time.time(), datetime.now(UTC)
+        trace = None if self._traces is None else self._traces.attempt(claimed.link)
         answer, verdict = _UNSENT, _RELEASED
         try:
             if not claimed.body:  # pruned, or erased
                 answer = Answer(None, "event_gone", b"", 0.0, None)
                 verdict = Verdict("event_gone", "exhausted", claimed.step + 1)
             elif route is not None and self._loop.time() < until:
-                answer = await self._post(route, claimed, claimed.body, began)
+                answer = await self._post(route, claimed, claimed.body, began, trace)
                 verdict = judge(
                     answer.status,
                     answer.error,
@@ -227,12 +231,19 @@ class Relay:
             )
         finally:
             self._end(claimed, answer, verdict, started_at)
+            if self._traces is not None and trace is not None and verdict is not _RELEASED:
+                self._traces.attempted(trace, claimed, answer, verdict)
 
-    async def _post(self, route: _Route, claimed: Claimed, body: bytes, now_s: float) -> Answer:
+    async def _post(
+        self, route: _Route, claimed: Claimed, body: bytes, now_s: float, trace: Attempt | None
+    ) -> Answer:
         if route.url is None:
             return Answer(None, "address_denied", b"", 0.0, None)
         headers = route.signer.headers(
-            claimed.id, body, now_s, position=claimed.position, attempt=claimed.attempt
+            *(claimed.id, body, now_s),
+            position=claimed.position,
+            attempt=claimed.attempt,
+            traceparent=None if trace is None else trace.traceparent,
         )
         return await self._callbacks.post(route.url, headers, body)
 

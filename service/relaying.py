@@ -17,6 +17,7 @@ from service.replay import Replays
 from service.roles import Role
 from service.seal import Sealer
 from service.supervise import Supervisor
+from service.tracing import Traces
 from service.webhook import Webhooks
 
 log = logging.getLogger("causeway.relaying")
@@ -40,6 +41,7 @@ def open_relaying(
     settings: Settings,
     database: Pool,
     metrics: Metrics,
+    traces: Traces | None = None,
 ) -> Relaying:
     """Make the parts; with the role `relay` also start their loops. The server drains the relay."""
     sealer = Sealer(settings.secret_keys) if settings.secret_keys else None
@@ -51,7 +53,7 @@ def open_relaying(
         max_idle=settings.relay_concurrency,
     )
     stack.push_async_callback(callbacks.close)
-    relay = Relay(settings, webhooks, deliveries, callbacks, metrics)
+    relay = Relay(settings, webhooks, deliveries, callbacks, metrics, traces)
     replays, watch = Replays(database), RelayWatch(deliveries, metrics)
     relaying = Relaying(webhooks, deliveries, callbacks, replays, relay, watch)
     if Role.RELAY in settings.roles:

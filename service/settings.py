@@ -123,6 +123,12 @@ class CoreSettings(BaseModel):
         validation_alias="CAUSEWAY_LOG_LEVEL",
         description="`debug`, `info`, `warning` or `error`.",
     )
+    traces: bool = Field(
+        False,
+        validation_alias="CAUSEWAY_TRACES",
+        description="`true` sends OpenTelemetry traces, as the standard `OTEL_*` variables say; "
+        "needs the extra `otel`.",
+    )
     body_max_bytes: int = Field(
         256 * 1024,
         ge=1024,

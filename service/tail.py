@@ -7,8 +7,9 @@ and is an alarm, never skipped.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from time import perf_counter
 
 from service.errors import LogDamaged, PositionPruned
 from service.event import Event, chain_link
@@ -38,18 +39,23 @@ class Tail:
         poll_s: float,
         preload_events: int,
         on_changed: Callable[[], None],
+        on_read: Callable[[Sequence[Event], float], None] | None = None,
     ) -> None:
-        """`on_changed` is called if the log has another history."""
+        """`on_changed` is called if the log has another history.
+
+        `on_read` hears of events that are new to the streams, and of the seconds that took.
+        """
         self._eventlog = eventlog
         self._window = window
         self._metrics = metrics
         self._poll_s = poll_s
         self._preload_events = preload_events
         self._on_changed = on_changed
+        self._on_read = on_read
         self._wake = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
         self._read_at = self._checked_at = float("-inf")
-        self._known_head = 0
+        self._known_head = self._preloaded_to = 0
         self.is_damaged = False  # for ever: a person must look, and restart
         self.has_begun = False
         metrics.tail_lag.set_function(self.lag)
@@ -92,7 +98,7 @@ class Tail:
     async def _begin(self) -> None:
         """Fill the window with the newest events, so that who resumes finds them in memory."""
         bounds = await self._eventlog.bounds()
-        self._known_head = bounds.head_position
+        self._known_head = self._preloaded_to = bounds.head_position
         start = max(bounds.anchor_position, bounds.head_position - self._preload_events)
         link = await self._eventlog.check(start, None)
         self._window.start(start, link)
@@ -113,6 +119,7 @@ class Tail:
     async def _read_new(self) -> None:
         while True:
             self._wake.clear()  # before the read: what is appended after it wakes us again
+            began = perf_counter()
             events = await self._eventlog.read_after(
                 self._window.position, limit=PAGE_EVENTS, max_bytes=PAGE_BYTES
             )
@@ -123,6 +130,9 @@ class Tail:
             self._window.append([Frame(event) for event in events])
             self._known_head = max(self._known_head, self._window.position)
             self._metrics.log_head.set(self._window.position)
+            if self._on_read is not None:
+                new = [event for event in events if event.position > self._preloaded_to]
+                self._on_read(new, perf_counter() - began)
             await asyncio.sleep(0)  # a long catch-up must not starve the streams
 
     def _check_continues(self, events: list[Event]) -> None:

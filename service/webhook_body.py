@@ -27,7 +27,7 @@ _HEADER_VALUE = re.compile(r"[!-~](?:[ -~]{0,4094}[!-~])?")
 # Ours, and HTTP's own: with another value the call would be another one, or none.
 _RESERVED = re.compile(
     r"host|connection|keep-alive|transfer-encoding|te|trailer|upgrade|expect|user-agent"
-    r"|bridgeapi-signature|(content|proxy|webhook|causeway)-.*",
+    r"|bridgeapi-signature|traceparent|tracestate|(content|proxy|webhook|causeway)-.*",
     re.IGNORECASE,
 )
 _CHANGEABLE = ("name", "url", "types", "sources", "headers")

@@ -30,6 +30,19 @@ SELECT anchor_link
 FROM causeway.log
 WHERE anchor_position = $1;
 
+-- name: places
+-- $1: positions. What is there; a row for each that is in the log. Index: event_pkey, once for each:
+-- the LIMIT keeps it from becoming a join that reads the log from one end to the other.
+SELECT place.position, place.link, place.type, place.source
+FROM unnest($1::bigint[]) AS wanted (position)
+CROSS JOIN LATERAL (
+    SELECT position, link, type, source
+    FROM causeway.event
+    WHERE event.position = wanted.position
+    LIMIT 1
+) AS place
+ORDER BY place.position;
+
 -- name: read_after
 -- $1: position, exclusive; $2: rows at most; $3: bytes of bodies at most, but always one row; $4: the
 -- last position that is looked at: a plan costs more with each partition in its range. Oldest first.

@@ -94,6 +94,13 @@ def test_each_file_of_sql_has_one_module_that_uses_it() -> None:
     assert users == {name: {owner} for name, owner in owners.items()}
 
 
+def test_opentelemetry_is_loaded_by_one_module_and_that_one_only_if_it_is_switched_on() -> None:
+    assert {m for m in MODULES if "opentelemetry" in imports_of(m)} == {"otlp"}
+    assert {m for m in MODULES if "service.otlp" in imports_of(m)} == {"tracing"}
+    for node in ast.parse((SERVICE / "tracing.py").read_text()).body:
+        assert not (isinstance(node, ast.ImportFrom) and node.module == "service.otlp")
+
+
 def test_nothing_below_the_endpoints_knows_http() -> None:
     edge = ENDPOINTS | {"app", "routes", "server", "problems", "serve", "writer"}
     clients = {"client", "client_sync", "connection", "simulate", "demo", "callback_connection"}
@@ -102,7 +109,8 @@ def test_nothing_below_the_endpoints_knows_http() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["signature", "event", "filter", "address", "callback_url", "roles", "exposition"]
+    "module",
+    ["signature", "event", "filter", "address", "callback_url", "roles", "exposition", "span"],
 )
 def test_the_pure_core_has_no_io(module: str) -> None:
     assert not imports_of(module) & {"asyncio", "asyncpg", "socket", "logging", *HTTP}
