@@ -164,6 +164,7 @@ async def test_each_reader_goes_by_its_index(
             (sql.read_matching, (10, 20, 500, 10**6, None, ["item.%"], *[None] * 4)),
             (sql.bounds, ()),
             (sql.link_at, (5,)),
+            (sql.places, ([5, ROWS],)),
             (sql.audit_after, (ROWS - 5, 500, 1_000_000)),
         ):
             plan = await plan_of(connection, statement, *values)
