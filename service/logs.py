@@ -7,6 +7,7 @@ which may quote a row, and no traceback shows values. Nobody else formats a log 
 import logging
 import sys
 import traceback
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,7 +18,11 @@ _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime
 
 
 class JsonFormatter(logging.Formatter):
-    """Format a record as one JSON object on one line."""
+    """Format a record as one JSON object on one line, with `fields` that each line has."""
+
+    def __init__(self, fields: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self._fields = dict(fields or {})
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -25,6 +30,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **self._fields,
         }
         line |= {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
         if record.exc_info and record.exc_info[1] is not None:
@@ -57,10 +63,13 @@ def brief(error: BaseException) -> str:
     return str(error)
 
 
-def configure(level: str) -> None:
-    """Send every logger's lines to stderr as JSON; uvicorn's own access log is off."""
+def configure(level: str, *, worker: int | None = None) -> None:
+    """Send every logger's lines to stderr as JSON; uvicorn's own access log is off.
+
+    `worker`: its number, in each line of one of several processes that share the port.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(JsonFormatter(None if worker is None else {"worker": worker}))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())

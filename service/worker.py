@@ -16,7 +16,7 @@ def main() -> None:
     brief = Brief.parse(sys.argv[1])
     try:
         settings = config.load(options={"CAUSEWAY_ROLES": brief.roles})
-        logs.configure(settings.log_level)
+        logs.configure(settings.log_level, worker=brief.number)
         code = serve.serve_worker(settings, brief)
     except CausewayError as error:
         terminal.warn(f"worker {brief.number}: {error}")

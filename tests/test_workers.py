@@ -57,6 +57,16 @@ def workers(database: Database, tmp_path: Path) -> Iterator[Process]:
     assert not any(map(is_running, pids(process).values()))
 
 
+async def test_each_line_of_a_workers_log_says_which_one_it_is(workers: Process) -> None:
+    await all_listening(workers)
+    assert sorted(line["worker"] for line in logged(workers, "listening")) == [0, 1]
+    assert workers.terminate() == 0
+    lines = [json.loads(line) for line in workers.output().splitlines() if line.startswith("{")]
+    parents = {line["logger"] for line in lines if "worker" not in line}
+    assert {"causeway.serve", "causeway.server", "uvicorn.error"}.isdisjoint(parents), parents
+    assert {line["worker"] for line in lines if line["message"] == "stopped"} == {0, 1}
+
+
 async def scrape(process: Process) -> str:
     async with httpx2.AsyncClient() as client:
         return (await client.get(f"{process.url}/metrics")).text
