@@ -255,6 +255,19 @@ class Metrics:
             "The size of the database on disk, the log and everything beside it.",
             registry=self.registry,
         )
+        self.log_anchor = Gauge(
+            "causeway_log_anchor_position",
+            "The position before the first that is left: everything up to it is pruned.",
+            registry=self.registry,
+        )
+        self.log_partitions = Gauge(
+            "causeway_log_partitions", "Partitions that the log is in.", registry=self.registry
+        )
+        self.erased_events = Gauge(
+            "causeway_erased_events",
+            "Events whose bodies were erased; their places and links are kept.",
+            registry=self.registry,
+        )
         self.source_secrets = Gauge(
             "causeway_source_secrets",
             "Secrets that a source has: 2 while one is being changed.",

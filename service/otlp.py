@@ -103,7 +103,8 @@ class Otlp:
         # A daemon: an executor's thread would hold the process until a dead collector times out.
         threading.Thread(target=shut_down, name="traces-close", daemon=True).start()
         try:
-            await asyncio.wait_for(ended.wait(), within_s)
+            async with asyncio.timeout(within_s):
+                await ended.wait()
         except TimeoutError:
             log.warning("traces given up at the stop", extra={"spans": self.waiting})
             self._watched.shutdown()

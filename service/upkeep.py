@@ -25,7 +25,7 @@ async def watch_upkeep(
     metrics: Metrics,
     every_s: float = EVERY_S,
 ) -> None:
-    """Keep the database's size and the number of secrets in `metrics`, for ever. A loop."""
+    """Keep sizes, what retention took, and the number of secrets in `metrics`, for ever. A loop."""
     known: set[str] = set()
     metrics.secret_keys.set(len(settings.secret_keys))
     while True:
@@ -38,6 +38,9 @@ async def watch_upkeep(
         try:
             [row] = await fetch(database, _SQL.size)
             metrics.database_bytes.set(row["database_bytes"])
+            metrics.log_anchor.set(row["anchor_position"])
+            metrics.log_partitions.set(row["partitions"])
+            metrics.erased_events.set(row["erased_events"])
         except LogUnavailable:
             log.debug("size not looked up, the database is away")
         await asyncio.sleep(every_s)

@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from service.db import create_pool
+from service.db import Connection, create_pool
 from service.metrics import Metrics
 from service.sources import Sources
 from service.upkeep import watch_upkeep
@@ -15,7 +15,9 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(name, labels)
 
 
-async def test_half_done_changes_and_the_size_are_shown(database: Database, tmp_path: Path) -> None:
+async def test_half_done_changes_and_the_size_are_shown(
+    database: Database, owner: Connection, tmp_path: Path
+) -> None:
     (tmp_path / "acme").write_text("whsec-new-0123456789\nwhsec-old-0123456789")
     (tmp_path / "gone").write_text("whsec-gone-0123456789")
     settings = make_settings(
@@ -26,6 +28,8 @@ async def test_half_done_changes_and_the_size_are_shown(database: Database, tmp_
         watch = asyncio.create_task(watch_upkeep(settings, sources, pool, metrics, every_s=0.02))
         follow = asyncio.create_task(sources.watch())
         await eventually(lambda: (value(metrics, "causeway_database_bytes") or 0) > 1_000_000)
+        made = await owner.fetchval("SELECT count(*) FROM causeway.event_partition")
+        assert value(metrics, "causeway_log_partitions") == made
         assert value(metrics, "causeway_secret_keys") == 2
         assert value(metrics, "causeway_source_secrets", source="default") == 1
         assert value(metrics, "causeway_source_secrets", source="acme") == 2
@@ -37,3 +41,19 @@ async def test_half_done_changes_and_the_size_are_shown(database: Database, tmp_
         for task in (watch, follow):
             task.cancel()
         await asyncio.gather(watch, follow, return_exceptions=True)
+
+
+async def test_what_was_pruned_and_erased_is_shown(database: Database, owner: Connection) -> None:
+    await owner.execute("UPDATE causeway.log SET anchor_position = 2")
+    await owner.execute(
+        "INSERT INTO causeway.erasure (reason, erased_by, events) VALUES ('asked', 'test', 7)"
+    )
+    settings, metrics = make_settings(), Metrics()
+    async with create_pool(database.service_dsn, max_size=1) as pool:
+        watch = asyncio.create_task(
+            watch_upkeep(settings, Sources(settings), pool, metrics, every_s=0.02)
+        )
+        await eventually(lambda: value(metrics, "causeway_erased_events") == 7)
+        assert value(metrics, "causeway_log_anchor_position") == 2
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
