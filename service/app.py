@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from starlette.applications import Starlette
-from starlette.types import ASGIApp
 
 from service.acks import Acks
 from service.admin import Admin
@@ -30,6 +29,7 @@ from service.eventlog import EventLog
 from service.forget import forget_digests
 from service.head import Head
 from service.hub import Hub
+from service.intake import Intake
 from service.lag import watch_lag
 from service.lease import Leases
 from service.listen import Listener
@@ -38,6 +38,7 @@ from service.ops import Check, Ops
 from service.pages import Pages
 from service.partition import make_partitions
 from service.peers import Peers
+from service.problems import Front, RequestIds
 from service.receive import ReceiveWebhook
 from service.relaying import Relaying, open_relaying
 from service.roles import Role
@@ -62,7 +63,8 @@ LOST_LOOPS = 3
 class Service:
     """Every part that others meet: the ASGI app, what a shutdown needs, what a test looks at."""
 
-    front: ASGIApp
+    front: Front
+    intake: Intake
     app: Starlette
     appender: Appender
     hub: Hub
@@ -102,7 +104,9 @@ async def open_service(
         ready = _ready(base, follower, tail, hub)
         ops = Ops(metrics, live={"loops": ready["loops"]}, ready=ready, peers=peers)
         administering = _administer(base, follower, relaying, ready)
-        receive = ReceiveWebhook(settings, base.sources, appender, metrics, base.traces)
+        request_ids = RequestIds()
+        intake = Intake(appender, base.sources, metrics, request_ids)
+        receive = ReceiveWebhook(settings, base.sources, appender, intake, metrics, base.traces)
         endpoints = _endpoints(base, receive, stream, acks, relaying, administering, ops)
         if Role.INGEST in settings.roles:
             _run_ingest(base, appender)
@@ -114,9 +118,9 @@ async def open_service(
             supervisor.start("peers", partial(peers.serve, ops.expose))
         upkeep = partial(watch_upkeep, settings, base.sources, readers, metrics)
         supervisor.start("upkeep", upkeep)
-        front, app = build(settings.roles, endpoints)
+        front, app = build(settings.roles, endpoints, request_ids)
         looked_at = (appender, hub, tail, window, eventlog, relaying, administering)
-        yield Service(front, app, *looked_at, metrics, supervisor)
+        yield Service(front, intake, app, *looked_at, metrics, supervisor)
 
 
 def _administer(

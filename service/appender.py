@@ -1,8 +1,9 @@
 """Group commit: one batch in flight, everything that arrives meanwhile is the next.
 
 `append` returns when the event is on disk and not before. The queue is bounded by events and by
-bytes: full means `Overloaded`, at once. There is no linger: a lone event is committed alone, and a
-crowd shares one commit. Who stops waiting does not stop the commit.
+bytes: full means `Overloaded`, at once; `intake.py` refuses most before it comes to that. There is
+no linger: a lone event is committed alone, and a crowd shares one commit. Who stops waiting does
+not stop the commit.
 """
 
 import asyncio
@@ -43,8 +44,9 @@ class Appender:
         self._metrics = metrics
         self._max_events = max_events
         self._max_bytes = max_bytes
-        self._batch_events = batch_events
         self._on_committed = on_committed
+        self.batch_events = batch_events
+        self.is_behind = False  # the last commit left more behind than the next can take
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Waiting] = deque()
         self._queued_bytes = 0
@@ -59,7 +61,7 @@ class Appender:
         Raises Overloaded if the queue is full (nothing was queued), LogUnavailable if the commit
         failed or its answer got lost (then the event may stand in the log: retrying is safe).
         """
-        if len(self._queue) >= self._max_events or (
+        if self.is_full() or (
             self._queued_bytes and self._queued_bytes + len(event.body) > self._max_bytes
         ):
             raise Overloaded("too many events wait for their commit; try again in a moment")
@@ -71,6 +73,14 @@ class Appender:
         appended = await done
         self._metrics.append.observe(perf_counter() - began)
         return appended
+
+    def is_full(self, more: int = 0) -> bool:
+        """True if, after `more` events, no further one would be taken, however small."""
+        return len(self._queue) + more >= self._max_events or self._queued_bytes >= self._max_bytes
+
+    def fills_a_batch(self, more: int = 0) -> bool:
+        """True if what waits, and `more`, is as much as one commit takes."""
+        return len(self._queue) + more >= self.batch_events or self._queued_bytes >= BATCH_BYTES
 
     async def run(self) -> None:
         """Commit batch after batch, for ever. Cancelled, it fails those that wait."""
@@ -97,11 +107,12 @@ class Appender:
     def _take_batch(self) -> list[Waiting]:
         batch: list[Waiting] = []
         size = 0
-        while self._queue and len(batch) < self._batch_events and size < BATCH_BYTES:
+        while self._queue and len(batch) < self.batch_events and size < BATCH_BYTES:
             waiting = self._queue.popleft()
             size += len(waiting[0].body)
             batch.append(waiting)
         self._queued_bytes -= size
+        self.is_behind = self.fills_a_batch()
         if not self._queue:
             self._arrived.clear()
         return batch

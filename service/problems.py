@@ -7,7 +7,7 @@ import itertools
 import logging
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import orjson
@@ -16,11 +16,26 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import MethodNotAllowed, NotFound, Problem
+from service.errors import MethodNotAllowed, NotFound, Overloaded, Problem
 
 log = logging.getLogger("causeway.http")
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._\-]{1,64}")
+
+
+class RequestIds:
+    """Names requests: as the caller does, if that is a sane name, else anew."""
+
+    def __init__(self) -> None:
+        self._prefix = secrets.token_hex(4)
+        self._numbers = itertools.count(1)
+
+    def of(self, headers: Sequence[tuple[bytes, bytes]]) -> str:
+        """Return the id of a request with these headers; a new one each time if it brings none."""
+        for key, value in headers:
+            if key == b"x-request-id" and _SANE_ID.fullmatch(value):
+                return str(value, "ascii")
+        return f"{self._prefix}-{next(self._numbers)}"
 
 
 class Front:
@@ -31,14 +46,15 @@ class Front:
     `app`. An endpoint's errors get the same answers either way.
     """
 
-    def __init__(self, app: ASGIApp, endpoints: Mapping[tuple[str, str], ASGIApp]) -> None:
+    def __init__(
+        self, app: ASGIApp, endpoints: Mapping[tuple[str, str], ASGIApp], request_ids: RequestIds
+    ) -> None:
         self._app = app
         self._endpoints = endpoints
-        self._prefix = secrets.token_hex(4)
-        self._numbers = itertools.count(1)
+        self._request_ids = request_ids
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["state"] = {"request_id": self._id(scope)}
+        scope["state"] = {"request_id": self._request_ids.of(scope["headers"])}
         endpoint = self._endpoints.get((scope["method"], scope["path"]))
         if endpoint is None:
             await self._app(scope, receive, send)
@@ -55,12 +71,6 @@ class Front:
             if not answer.has_begun:
                 await (await answer_unknown(Request(scope), error))(scope, receive, send)
             raise  # to the server, which logs it
-
-    def _id(self, scope: Scope) -> str:
-        for key, value in scope["headers"]:
-            if key == b"x-request-id" and _SANE_ID.fullmatch(value):
-                return str(value, "ascii")
-        return f"{self._prefix}-{next(self._numbers)}"
 
 
 class _Answer:
@@ -80,7 +90,9 @@ class _Answer:
 async def answer_problem(request: Request, exception: Exception) -> Response:
     """Answer a Problem with its own status, code and message."""
     error = cast("Problem", exception)
-    level = logging.WARNING if error.status >= 500 else logging.DEBUG
+    # Whoever refuses an excess says how many; one line for each would be load of its own.
+    is_ours = error.status >= 500 and not isinstance(error, Overloaded)
+    level = logging.WARNING if is_ours else logging.DEBUG
     fields = {"code": error.code, "reason": error.message, "path": request.url.path}
     log.log(level, "request refused", extra={**fields, "request_id": request_id(request)})
     return _answer(request, error)
@@ -103,6 +115,12 @@ async def answer_unknown(request: Request, _error: Exception) -> Response:
     return _answer(request, problem)
 
 
+def spell(problem: Problem, identity: str) -> bytes:
+    """Return the body of the answer to the request of that id."""
+    error = {"code": problem.code, "message": problem.message, "request_id": identity}
+    return orjson.dumps({"error": {**error, **problem.details}})
+
+
 def request_id(request: Request) -> str:
     """Return the request's id."""
     value: str = request.state.request_id
@@ -118,12 +136,5 @@ def _answer(request: Request, problem: Problem, headers: dict[str, str] | None =
         headers["connection"] = "close"
     if problem.status == 401:
         headers["www-authenticate"] = "Bearer"
-    body = {
-        "code": problem.code,
-        "message": problem.message,
-        "request_id": identity,
-        **problem.details,
-    }
-    return Response(
-        orjson.dumps({"error": body}), problem.status, headers, media_type="application/json"
-    )
+    body = spell(problem, identity)
+    return Response(body, problem.status, headers, media_type="application/json")

@@ -27,6 +27,7 @@ from service.errors import (
 )
 from service.event import NewEvent, parse_event
 from service.eventlog import Appended
+from service.intake import Intake
 from service.metrics import Metrics
 from service.signature import matching_secret
 from service.sources import DEFAULT_SOURCE, Sources
@@ -55,6 +56,7 @@ class ReceiveWebhook:
         settings: Settings,
         sources: Sources,
         appender: Appender,
+        intake: Intake,
         metrics: Metrics,
         traces: Traces | None = None,
         now: Now = _now,
@@ -65,6 +67,7 @@ class ReceiveWebhook:
         self._timeout_s = settings.body_timeout_s
         self._sources = sources
         self._append = appender.append
+        self._intake = intake
         self._metrics = metrics
         self._outcome = cache(metrics.webhooks_received.labels)
         self._match = cache(metrics.signature_matches.labels)
@@ -96,6 +99,7 @@ class ReceiveWebhook:
         secrets = self._sources.secrets(source)
         if secrets is None:
             raise UnknownSource(f"no secret is known for the source {source[:64]!r}")
+        self._intake.check()
         header = _signature(scope)
         body = await self._read_body(receive)
         received_at = self._now()

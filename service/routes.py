@@ -15,7 +15,13 @@ from service.documents import Documents
 from service.errors import NotServedHere, Problem
 from service.ops import Ops
 from service.pages import Pages
-from service.problems import Front, answer_http_exception, answer_problem, answer_unknown
+from service.problems import (
+    Front,
+    RequestIds,
+    answer_http_exception,
+    answer_problem,
+    answer_unknown,
+)
 from service.receive import ReceiveWebhook
 from service.roles import Role, Roles, spell
 from service.stream import Stream
@@ -39,7 +45,7 @@ class Endpoints:
     dashboard: Sequence[BaseRoute]
 
 
-def build(roles: Roles, endpoints: Endpoints) -> tuple[ASGIApp, Starlette]:
+def build(roles: Roles, endpoints: Endpoints, request_ids: RequestIds) -> tuple[Front, Starlette]:
     """Return the way in, and the app behind it."""
     app = Starlette(
         routes=[
@@ -61,7 +67,7 @@ def build(roles: Roles, endpoints: Endpoints) -> tuple[ASGIApp, Starlette]:
         hot["POST", "/webhooks/bridge"] = endpoints.receive
     if Role.STREAM in roles:
         hot["GET", "/stream"] = endpoints.stream
-    return Front(app, hot), app
+    return Front(app, hot, request_ids), app
 
 
 class _Elsewhere:

@@ -9,15 +9,17 @@ import asyncio
 import logging
 import socket
 import sys
+from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.app import Service
 from service.config import Settings
 from service.errors import ConfigError
+from service.intake import Intake
 
 log = logging.getLogger("causeway.server")
 
@@ -28,11 +30,70 @@ TCP_USER_TIMEOUT_MS = 30_000  # a peer that acknowledges nothing for this long i
 
 
 class Protocol(HttpToolsProtocol):
-    """Gives endpoints two ways past ASGI.
+    """Refuses what the intake does not let in, and gives endpoints two ways past ASGI.
 
     `causeway.abort` cuts the connection: closing one politely waits for a client that stalls.
     `causeway.write` is `write_chunk`: a stream that has begun need not wake a task for each event.
+    A call that the intake refuses gets no task if it is here as a whole; one whose body is still to
+    come goes the usual way, and is refused there.
     """
+
+    def __init__(self, intake: Intake, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._intake = intake
+        self._refused: list[bytes] | None = None  # the body so far of a call to be refused
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._refused is not None:
+            pieces, self._refused = self._refused, None
+            if not self.transport.is_closing():
+                super().on_headers_complete()
+                for piece in pieces:
+                    super().on_body(piece)
+
+    def on_headers_complete(self) -> None:
+        if self._intake.is_open(self.url) or not self._is_plain():
+            super().on_headers_complete()
+        else:
+            self._refused = []
+
+    def on_body(self, body: bytes) -> None:
+        if self._refused is None:
+            super().on_body(body)
+        else:
+            self._refused.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._refused is None:
+            super().on_message_complete()
+            return
+        answer = self._intake.refusal(self.url, self.headers, self.server_state.default_headers)
+        if answer is not None:
+            self._refused = None
+            self.transport.write(answer)
+            self.on_response_complete()
+            return
+        pieces, self._refused = self._refused, None
+        super().on_headers_complete()
+        for piece in pieces:
+            super().on_body(piece)
+        super().on_message_complete()
+
+    def _is_plain(self) -> bool:
+        """True if the call can be answered at once: nothing is before it, the client reads."""
+        return (
+            self._is_idle()
+            and not self.flow.write_paused
+            and self.parser.get_method() == b"POST"
+            and self.parser.get_http_version() == "1.1"
+            and self.parser.should_keep_alive()
+            and not self.parser.should_upgrade()
+        )
+
+    def _is_idle(self) -> bool:
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first call
+        return cycle is None or cycle.response_complete
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -60,7 +121,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 service.front,
-                http=Protocol,
+                http=cast(Any, partial(Protocol, service.intake)),
                 ws="none",
                 lifespan="off",
                 access_log=False,

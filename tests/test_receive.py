@@ -18,7 +18,9 @@ from service.db import Connection
 from service.errors import BodyTooLarge
 from service.event import NewEvent
 from service.eventlog import Appended
+from service.intake import Intake
 from service.metrics import Metrics
+from service.problems import RequestIds
 from service.receive import ReceiveWebhook
 from service.signature import HEADER, sign
 from service.sources import Sources
@@ -301,7 +303,9 @@ def receiver(max_bytes: int) -> tuple[ReceiveWebhook, Appender]:
         raise AssertionError("nothing may be committed here")
 
     appender = Appender(commit, metrics, max_events=1, max_bytes=2**20, batch_events=1)
-    return ReceiveWebhook(settings, Sources(settings), appender, metrics), appender
+    sources = Sources(settings)
+    intake = Intake(appender, sources, metrics, RequestIds())
+    return ReceiveWebhook(settings, sources, appender, intake, metrics), appender
 
 
 async def test_no_more_than_the_cap_and_one_chunk_is_ever_taken() -> None:

@@ -1,0 +1,130 @@
+"""Refuses webhooks that would wait too long for their commit, before anything is spent on them.
+
+Where more comes than can be taken, reading, verifying and parsing the excess would cost the others
+their time: a refusal here costs a fifth of a webhook. A burst, or a commit that hangs, may fill the
+appender's whole queue. Pressure that lasts is overload: then no more may wait than one batch takes,
+so that what is accepted is answered after two commits, and all else gets its 503 at once.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from functools import cache
+
+from service.appender import Appender
+from service.errors import Overloaded
+from service.metrics import Metrics
+from service.problems import RequestIds, spell
+from service.sources import DEFAULT_SOURCE, Sources
+
+log = logging.getLogger("causeway.intake")
+
+PATH = b"/webhooks/bridge"
+PATIENCE_S = 0.5  # pressure for this long is overload; no refusal for this long, and it is over
+REPORT_S = 1.0  # one line in the log for all that were refused meanwhile
+_ANSWER = (
+    b"HTTP/1.1 503 Service Unavailable\r\n%bretry-after: %d\r\ncache-control: no-store\r\n"
+    b"content-type: application/json\r\nx-request-id: %b\r\ncontent-length: %d\r\n\r\n%b"
+)
+_PROBLEM = Overloaded("more webhooks come than can be committed; try again in a moment")
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Intake:
+    """Asked for each call. Belongs to one event loop, and counts by its turns.
+
+    Invariant: test_intake.py, test_lasting_pressure_is_overload_and_a_burst_is_not.
+    """
+
+    def __init__(
+        self,
+        appender: Appender,
+        sources: Sources,
+        metrics: Metrics,
+        request_ids: RequestIds,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        """`clock`: seconds of any beginning; the event loop's by default."""
+        self._appender = appender
+        self._sources = sources
+        self._outcome = cache(metrics.webhooks_received.labels)
+        self._request_ids = request_ids
+        self._loop = asyncio.get_running_loop()
+        self._clock = clock or self._loop.time
+        self._arrived = 0  # let in by this turn of the loop; they are not in the queue yet
+        self._is_in_turn = False
+        self._pressed_since: float | None = None
+        self._overloaded_until = float("-inf")
+        self._refused = 0
+
+    def is_open(self, url: bytes) -> bool:
+        """Let in a call whose headers are there: False if it is a webhook, and one too many."""
+        if not url.startswith(PATH):
+            return True
+        if not self._is_in_turn:
+            self._is_in_turn = True
+            self._loop.call_soon(self._end_turn)  # runs before what these calls start
+        if self._is_full():
+            return False
+        self._arrived += 1
+        return True
+
+    def check(self) -> None:
+        """Raise Overloaded if a webhook that was let in without being asked for is one too many."""
+        if self._is_full():
+            self._note()
+            raise Overloaded(_PROBLEM.message)
+
+    def refusal(self, url: bytes, headers: Headers, default_headers: Headers) -> bytes | None:
+        """Return the whole answer to a call that is one too many, and count it.
+
+        None if it is for no source that is known: it needs no commit.
+        """
+        source = _source(url)
+        if not self._sources.secrets(source):
+            return None
+        self._outcome(source, _PROBLEM.code).inc()
+        self._note()
+        identity = self._request_ids.of(headers)
+        body = spell(_PROBLEM, identity)
+        more = b"".join([b"%b: %b\r\n" % header for header in default_headers])
+        return _ANSWER % (more, _PROBLEM.retry_after_s, identity.encode(), len(body), body)
+
+    def _is_full(self) -> bool:
+        if self._appender.is_full(self._arrived):
+            return True
+        is_overloaded = self._clock() < self._overloaded_until
+        return is_overloaded and self._appender.fills_a_batch(self._arrived)
+
+    def _end_turn(self) -> None:
+        """Look for pressure: each commit leaves a batch behind, or each turn brings more than one.
+
+        A commit that hangs is none: what waits for it may be gone with the next.
+        """
+        now = self._clock()
+        if not (self._appender.is_behind or self._arrived > self._appender.batch_events):
+            self._pressed_since = None
+        elif self._pressed_since is None:
+            self._pressed_since = now
+        elif now - self._pressed_since > PATIENCE_S:
+            self._overloaded_until = now + PATIENCE_S
+        self._arrived = 0
+        self._is_in_turn = False
+
+    def _note(self) -> None:
+        now = self._clock()
+        if now < self._overloaded_until:
+            self._overloaded_until = now + PATIENCE_S
+        if not self._refused:
+            self._loop.call_later(REPORT_S, self._report)
+        self._refused += 1
+
+    def _report(self) -> None:
+        log.warning("webhooks refused", extra={"code": _PROBLEM.code, "calls": self._refused})
+        self._refused = 0
+
+
+def _source(url: bytes) -> str:
+    rest = url[len(PATH) :].partition(b"?")[0]
+    return rest[1:].decode("latin-1") if rest.startswith(b"/") else DEFAULT_SOURCE

@@ -1,0 +1,214 @@
+"""What is refused unread: only the excess, in our form, on a connection that lives on."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from service.appender import Appender
+from service.errors import Overloaded
+from service.event import NewEvent
+from service.eventlog import Appended
+from service.intake import PATIENCE_S, Intake
+from service.metrics import Metrics
+from service.problems import RequestIds
+from service.signature import sign
+from service.sources import Sources
+from tests.bridge import body, new_event, post
+from tests.raw import webhook_call, webhook_head, wire
+from tests.running import SECRET, Database, Running, eventually, make_settings
+from tests.test_receive import append_lock, received, sample
+
+Start = Callable[..., Awaitable[Running]]
+URL = b"/webhooks/bridge"
+BATCH, QUEUE = 5, 50
+TURN_S = 0.01
+
+
+@dataclass
+class Turns:
+    """An intake whose clock is ours, before an appender whose commits are ours."""
+
+    now: float = 0.0
+    gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
+
+    def __post_init__(self) -> None:
+        metrics, sources = Metrics(), Sources(make_settings())
+        self.appender = Appender(
+            self._commit, metrics, max_events=QUEUE, max_bytes=10**6, batch_events=BATCH
+        )
+        self.intake = Intake(self.appender, sources, metrics, RequestIds(), lambda: self.now)
+        self.calls: set[asyncio.Task[Appended]] = set()
+
+    async def _commit(self, events: Sequence[NewEvent]) -> list[Appended]:
+        await self.gate.acquire()
+        return [Appended(1, False)] * len(events)
+
+    async def turn(self, count: int, *, commits: int = 1) -> int:
+        """Let `count` calls come in one turn of the loop; return how many were let in."""
+        is_open = [self.intake.is_open(URL) for _ in range(count)]
+        for _ in range(sum(is_open)):
+            call = asyncio.create_task(self.appender.append(new_event()))
+            self.calls.add(call)
+            call.add_done_callback(self.calls.discard)
+        if False in is_open:
+            assert self.intake.refusal(URL, [], []) is not None
+        for _ in range(commits):
+            self.gate.release()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        self.now += TURN_S
+        return sum(is_open)
+
+
+@asynccontextmanager
+async def turns() -> AsyncIterator[Turns]:
+    made = Turns()
+    loop = asyncio.create_task(made.appender.run())
+    try:
+        yield made
+    finally:
+        loop.cancel()
+        await asyncio.wait([loop, *made.calls])
+        for call in made.calls:
+            call.exception()
+
+
+async def test_lasting_pressure_is_overload_and_a_burst_is_not() -> None:
+    async with turns() as made:
+        assert await made.turn(4 * BATCH) == 4 * BATCH, "a burst is let in"
+        for _ in range(10):
+            assert await made.turn(1) == 1
+        began = made.now
+        while (taken := await made.turn(2 * BATCH)) == 2 * BATCH or made.now - began < PATIENCE_S:
+            assert made.now - began < 2 * PATIENCE_S, "never overload"
+        for _ in range(100):
+            assert await made.turn(2 * BATCH) <= BATCH, "no more than a commit takes"
+        assert taken < 2 * BATCH
+
+
+async def test_overload_is_over_when_nothing_was_refused_for_a_while() -> None:
+    async with turns() as made:
+        while made.now < 2 * PATIENCE_S:
+            await made.turn(2 * BATCH)
+        assert await made.turn(4 * BATCH) <= BATCH, "overload"
+        ended = made.now
+        while made.now - ended <= PATIENCE_S:
+            assert await made.turn(2, commits=2) == 2, "what can be taken is taken"
+        assert await made.turn(4 * BATCH) == 4 * BATCH, "a burst is let in again"
+
+
+async def test_a_commit_that_hangs_is_no_overload_until_the_queue_is_full() -> None:
+    async with turns() as made:
+        await made.turn(1)
+        taken = 0
+        while made.now < 4 * PATIENCE_S and taken < QUEUE - 1:
+            taken += await made.turn(1, commits=0)
+        assert taken == QUEUE - 1, "all were let in"
+        await made.turn(10, commits=0)
+        assert await made.turn(1, commits=0) == 0, "but for what the queue cannot hold"
+        with pytest.raises(Overloaded):
+            made.intake.check()
+
+
+async def test_nothing_but_webhooks_is_refused() -> None:
+    async with turns() as made:
+        while made.intake.is_open(URL):
+            pass
+        assert made.intake.is_open(b"/stream")
+        assert made.intake.refusal(b"/webhooks/bridge/unknown", [], []) is None
+
+
+@asynccontextmanager
+async def full(start: Start, database: Database) -> AsyncIterator[Running]:
+    """A service that can take nothing more: one event in flight, one in the queue for one."""
+    running = await start(append_queue_events=1, append_batch_events=1)
+    async with append_lock(database):
+        first = asyncio.create_task(post(running.url, body()))
+        await eventually(lambda: sample(running, "append_batch_events_count") == 1)
+        second = asyncio.create_task(post(running.url, body()))
+        await eventually(lambda: sample(running, "append_queue_events") == 1)
+        yield running
+    assert [(await call).status_code for call in (first, second)] == [200, 200]
+
+
+def named_call(payload: bytes) -> bytes:
+    """Return a whole signed call that brings an id of its own."""
+    signature = sign(payload, [SECRET])
+    return webhook_head(len(payload), signature, more="X-Request-Id: mine\r\n") + payload
+
+
+async def test_the_excess_gets_its_503_without_a_task_and_the_connection_lives_on(
+    start: Start, database: Database
+) -> None:
+    payload = body()
+    async with AsyncExitStack() as stack:
+        async with full(start, database) as running:
+            connection = await stack.enter_async_context(wire(running.url))
+            tasks = set(running.server.server_state.tasks)
+            await connection.send(named_call(payload) * 2)
+            for _ in range(2):
+                answer = await connection.answer()
+                assert (answer.status, answer.headers["x-request-id"]) == (503, "mine")
+                assert int(answer.headers["retry-after"]) > 0
+                refused = json.loads(answer.body)["error"]
+                assert (refused["code"], refused["request_id"]) == ("overloaded", "mine")
+            assert running.server.server_state.tasks == tasks
+            assert received(running, "overloaded") == 2
+        await connection.send(named_call(payload))
+        assert (await connection.answer()).headers["causeway-position"] == "3"
+
+
+async def test_a_refused_connection_is_closed_when_it_stays_silent(
+    start: Start, database: Database
+) -> None:
+    async with full(start, database) as running, wire(running.url) as connection:
+        running.server.config.timeout_keep_alive = 0  # for connections made from here on
+        async with wire(running.url) as refused:
+            await refused.send(webhook_call(body()))
+            assert (await refused.answer()).status == 503
+            assert await refused.is_closed()
+        await connection.send(webhook_call(body()))
+        assert (await connection.answer()).status == 503
+
+
+async def test_a_call_whose_body_is_still_to_come_is_refused_the_usual_way(
+    start: Start, database: Database
+) -> None:
+    payload = body()
+    call = webhook_call(payload)
+    async with full(start, database) as running:
+        for cut in (len(call) - len(payload), len(call) - 1):
+            async with wire(running.url) as connection:
+                await connection.send(call[:cut])
+                answer = await connection.answer()
+                assert (answer.status, answer.headers["content-type"]) == (503, "application/json")
+                assert json.loads(answer.body)["error"]["code"] == "overloaded"
+        assert received(running, "overloaded") == 2
+
+
+async def test_a_call_after_one_that_waits_for_its_commit_is_answered_after_it(
+    start: Start, database: Database
+) -> None:
+    running = await start(append_queue_events=1, append_batch_events=1)
+    async with AsyncExitStack() as stack:
+        async with append_lock(database):
+            connection = await stack.enter_async_context(wire(running.url))
+            await connection.send(webhook_call(body()))
+            await eventually(lambda: sample(running, "append_batch_events_count") == 1)
+            queued = asyncio.create_task(post(running.url, body()))
+            await eventually(lambda: sample(running, "append_queue_events") == 1)
+            await connection.send(webhook_call(body()))
+        assert (await connection.answer()).headers["causeway-position"] == "1"
+        assert (await connection.answer()).status in (200, 503)
+        assert (await queued).status_code == 200
+
+
+async def test_an_unknown_source_gets_404_even_then(start: Start, database: Database) -> None:
+    async with full(start, database) as running, wire(running.url) as connection:
+        await connection.send(webhook_head(2, "v1=00", path="/webhooks/bridge/nobody") + b"{}")
+        answer = await connection.answer()
+        assert json.loads(answer.body)["error"]["code"] == "unknown_source"
