@@ -1,5 +1,6 @@
 """What all parts stand on: the settings, the ways to the database, the log, who may do what."""
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ async def open_base(
     sources = Sources(settings)
     database = await _open_database(stack, settings, dsn)
     metrics = Metrics()
+    metrics.watch_tasks(asyncio.get_running_loop())
     metrics.watch_pool(database.readers.get_size, database.readers.get_idle_size)
     supervisor = await stack.enter_async_context(Supervisor(on_fatal))
     eventlog = EventLog(database.readers, database.writer)

@@ -4,6 +4,7 @@ One `Metrics` is one registry: a process has one, and each test its own. Hot pat
 are bound here, and the `DeliveryHistogram` of `latency.py`.
 """
 
+import asyncio
 from collections.abc import Callable
 
 from prometheus_client import (
@@ -288,6 +289,15 @@ class Metrics:
         )
         for outcome in SPAN_OUTCOMES:
             self.trace_spans.labels(outcome)
+
+    def watch_tasks(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Report how many tasks `loop` has."""
+        tasks = Gauge(
+            "causeway_tasks",
+            "Tasks of the event loop: two for each stream, one for each open call, and the loops.",
+            registry=self.registry,
+        )
+        tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
 
     def watch_pool(self, connections: Callable[[], int], idle: Callable[[], int]) -> None:
         """Report the reading pool: `connections` it has, and how many of them are `idle`."""

@@ -1,5 +1,6 @@
 """Metrics: the delivery histogram against a plain count, and names and labels that stay closed."""
 
+import asyncio
 import math
 import re
 from collections import Counter
@@ -124,8 +125,9 @@ def test_one_process_has_one_registry_and_a_test_its_own() -> None:
     assert second.registry.get_sample_value("causeway_stream_events_total") == 0
 
 
-def test_every_metric_of_ours_has_a_help_text_and_a_base_unit() -> None:
+async def test_every_metric_of_ours_has_a_help_text_and_a_base_unit() -> None:
     metrics = Metrics()
+    metrics.watch_tasks(asyncio.get_running_loop())
     metrics.watch_pool(lambda: 3, lambda: 1)
     families = {
         family.name: family
@@ -141,6 +143,7 @@ def test_every_metric_of_ours_has_a_help_text_and_a_base_unit() -> None:
             assert name.endswith(("_seconds", "_events")), name
     assert metrics.registry.get_sample_value("causeway_pool_connections") == 3
     assert metrics.registry.get_sample_value("causeway_pool_idle_connections") == 1
+    assert metrics.registry.get_sample_value("causeway_tasks") == len(asyncio.all_tasks())
 
 
 @pytest.mark.parametrize("reason", CLOSE_REASONS)

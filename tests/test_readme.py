@@ -1,5 +1,6 @@
 """README's tables are equal to the code."""
 
+import asyncio
 import re
 from pathlib import Path
 
@@ -42,8 +43,9 @@ def test_every_setting_is_in_the_table_with_its_default_and_meaning() -> None:
             assert default in ("", meaning), name
 
 
-def test_every_metric_is_in_the_table() -> None:
+async def test_every_metric_is_in_the_table() -> None:
     metrics = Metrics()
+    metrics.watch_tasks(asyncio.get_running_loop())
     metrics.watch_pool(lambda: 0, lambda: 0)
     families = {
         family.name + ("_total" if family.type == "counter" else ""): family
