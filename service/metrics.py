@@ -27,6 +27,7 @@ OUTCOMES = (
     *("unknown_source", "body_timeout", "body_too_large", "log_unavailable", "overloaded"),
     *("hung_up",),
 )
+CUT_REASONS = ("slow", "crowded", "refused")
 CLOSE_REASONS = (
     *(
         "client",
@@ -71,6 +72,7 @@ class Metrics:
         self._declare_dashboard()
         self._declare_relay()
         self._declare_upkeep()
+        self._declare_connections()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -298,6 +300,19 @@ class Metrics:
             registry=self.registry,
         )
         tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
+
+    def _declare_connections(self) -> None:
+        self.connections = Gauge(
+            "causeway_connections", "Open connections of callers.", registry=self.registry
+        )
+        self.connections_cut = Counter(
+            "causeway_connections_cut_total",
+            "Connections ended by us: idle or slow, making room, or no request that can be read.",
+            ["reason"],
+            registry=self.registry,
+        )
+        for reason in CUT_REASONS:
+            self.connections_cut.labels(reason)
 
     def watch_pool(self, connections: Callable[[], int], idle: Callable[[], int]) -> None:
         """Report the reading pool: `connections` it has, and how many of them are `idle`."""

@@ -7,111 +7,28 @@ appends finish → the rest is closed. uvicorn alone would wait for the streams 
 
 import asyncio
 import logging
+import resource
 import socket
 import sys
-from functools import partial
+from functools import cache, partial
 from types import FrameType
 from typing import Any, cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.app import Service
 from service.config import Settings
 from service.errors import ConfigError
-from service.intake import Intake
+from service.gate import Gate
+from service.protocol import KEEP_ALIVE_S, Bounds, Protocol
 
 log = logging.getLogger("causeway.server")
 
 BACKLOG = 4096
 FORCE_CHECK_S = 0.1
 LAST_APPENDS_S = 1.0  # for what was being answered until the last moment
+OTHER_FILES = 128  # open files that are no connections of callers
 TCP_USER_TIMEOUT_MS = 30_000  # a peer that acknowledges nothing for this long is gone
-
-
-class Protocol(HttpToolsProtocol):
-    """Refuses what the intake does not let in, and gives endpoints two ways past ASGI.
-
-    `causeway.abort` cuts the connection: closing one politely waits for a client that stalls.
-    `causeway.write` is `write_chunk`: a stream that has begun need not wake a task for each event.
-    A call that the intake refuses gets no task if it is here as a whole; one whose body is still to
-    come goes the usual way, and is refused there.
-    """
-
-    def __init__(self, intake: Intake, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self._intake = intake
-        self._refused: list[bytes] | None = None  # the body so far of a call to be refused
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._refused is not None:
-            pieces, self._refused = self._refused, None
-            if not self.transport.is_closing():
-                super().on_headers_complete()
-                for piece in pieces:
-                    super().on_body(piece)
-
-    def on_headers_complete(self) -> None:
-        if self._intake.is_open(self.url) or not self._is_plain():
-            super().on_headers_complete()
-        else:
-            self._refused = []
-
-    def on_body(self, body: bytes) -> None:
-        if self._refused is None:
-            super().on_body(body)
-        else:
-            self._refused.append(body)
-
-    def on_message_complete(self) -> None:
-        if self._refused is None:
-            super().on_message_complete()
-            return
-        answer = self._intake.refusal(self.url, self.headers, self.server_state.default_headers)
-        if answer is not None:
-            self._refused = None
-            self.transport.write(answer)
-            self.on_response_complete()
-            return
-        pieces, self._refused = self._refused, None
-        super().on_headers_complete()
-        for piece in pieces:
-            super().on_body(piece)
-        super().on_message_complete()
-
-    def _is_plain(self) -> bool:
-        """True if the call can be answered at once: nothing is before it, the client reads."""
-        return (
-            self._is_idle()
-            and not self.flow.write_paused
-            and self.parser.get_method() == b"POST"
-            and self.parser.get_http_version() == "1.1"
-            and self.parser.should_keep_alive()
-            and not self.parser.should_upgrade()
-        )
-
-    def _is_idle(self) -> bool:
-        cycle: RequestResponseCycle | None = self.cycle  # None before the first call
-        return cycle is None or cycle.response_complete
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        extensions: dict[str, Any] = {
-            "causeway.abort": self.transport.abort,
-            "causeway.write": self.write_chunk,
-        }
-        self.scope["extensions"] = extensions
-
-    def write_chunk(self, data: bytes) -> bool:
-        """Write one chunk of an answer of unknown length whose head was sent, without waiting.
-
-        False, and nothing is written, if the client is behind or gone: `send` waits or finds out.
-        """
-        if self.flow.write_paused or self.transport.is_closing():
-            return False
-        self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-        return True
 
 
 class Server(uvicorn.Server):
@@ -121,7 +38,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 service.front,
-                http=cast(Any, partial(Protocol, service.intake)),
+                http=cast(Any, partial(Gate, service.intake, self._bounds(service, settings))),
                 ws="none",
                 lifespan="off",
                 access_log=False,
@@ -129,16 +46,33 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
                 server_header=False,
                 backlog=BACKLOG,
-                timeout_keep_alive=75,  # longer than proxies keep theirs: they must close first
+                timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=max(1, round(settings.shutdown_s)),
             )
         )
         self._service = service
         self._settings = settings
 
+    @staticmethod
+    def _bounds(service: Service, settings: Settings) -> Bounds:
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = min(settings.connections_max, max(1, files - OTHER_FILES))
+        cut = cache(service.metrics.connections_cut.labels)
+        return Bounds(settings.head_timeout_s, most, lambda reason: cut(reason).inc())
+
     def stop(self) -> None:
         """Begin the shutdown."""
         self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look after the connections about once a second; uvicorn calls this ten times as often."""
+        if counter % 10 == 0:
+            self._service.metrics.connections.set(len(self.server_state.connections))
+            now = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, Protocol):
+                    connection.check(now)
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin the shutdown at SIGTERM or SIGINT; a second SIGINT does not wait for clients."""

@@ -142,6 +142,20 @@ class CoreSettings(BaseModel):
         validation_alias="CAUSEWAY_BODY_TIMEOUT_S",
         description="A webhook body must have arrived by then, else 408.",
     )
+    head_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        validation_alias="CAUSEWAY_HEAD_TIMEOUT_S",
+        description="A request's line and headers must have arrived by then, else 408; a "
+        "connection on which nothing comes is closed.",
+    )
+    connections_max: int = Field(
+        30_000,
+        ge=16,
+        validation_alias="CAUSEWAY_CONNECTIONS_MAX",
+        description="Open connections of one process, streams included, or as many as it may open "
+        "files; those that wait longest without a request make room for more.",
+    )
     append_queue_events: int = Field(
         10_000,
         ge=1,

@@ -102,7 +102,16 @@ def test_opentelemetry_is_loaded_by_one_module_and_that_one_only_if_it_is_switch
 
 
 def test_nothing_below_the_endpoints_knows_http() -> None:
-    edge = ENDPOINTS | {"app", "routes", "server", "problems", "serve", "writer"}
+    edge = ENDPOINTS | {
+        "app",
+        "routes",
+        "server",
+        "protocol",
+        "gate",
+        "problems",
+        "serve",
+        "writer",
+    }
     clients = {"client", "client_sync", "connection", "simulate", "demo", "callback_connection"}
     for module in set(MODULES) - edge - clients - DASHBOARD:
         assert not imports_of(module) & HTTP, module
