@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 .DEFAULT_GOAL := help
 
-.PHONY: help demo serve test lint bench screenshots lock clean
+.PHONY: help demo serve test lint fuzz bench screenshots lock clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,12 @@ lint: $(VENV)/installed-test ## Check style, format and types
 	$(BIN)/ruff check service tests
 	$(BIN)/ruff format --check service tests
 	$(BIN)/mypy
+
+fuzz: FUZZ_S ?= 60
+fuzz: $(VENV)/installed-test ## Look further for input that breaks a parser (FUZZ_S seconds each)
+	$(BIN)/pip install --quiet atheris
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S)
+	CAUSEWAY_TEST_PROFILE=fuzz $(BIN)/python -m pytest tests/test_fuzz_pure.py
 
 bench: $(VENV)/installed-test ## Measure, and keep the table in docs/benchmarks.md
 	$(BIN)/python -m tests.bench

@@ -94,7 +94,7 @@ def problem(body: bytes) -> tuple[str, str]:
     try:
         error = json.loads(body)["error"]
         return str(error["code"]), str(error["message"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "unknown", "no reason in Causeway's form: is the address right?"
 
 

@@ -99,5 +99,5 @@ def parse_cloudevent(
             hold=hold,
             send=send,
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Unreadable("a block came that is not one of Causeway's CloudEvents") from error

@@ -131,20 +131,23 @@ class Subscription(Generic[Acked]):
             # Whatever was said while standing by, here is where the consumer stands.
             self.position = int(said["position"])
             self.last_id = id_ or str(self.position)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise Unreadable(f"the event {name} is not in Causeway's form") from error
 
     def _take(self, lease: Any) -> None:
         try:
             number = int(lease)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise Unreadable("the lease is not a number") from error
         self._hold = Hold(self._consumer or "", self._shard or "0/1", number)
 
     def _move(self, id_: str) -> None:
         if not id_ or (self._consumer is not None and self._hold is None):
             return
-        position = parse_id(id_)
+        try:
+            position = parse_id(id_)
+        except ValueError as error:
+            raise Unreadable("a block came with an id that is not one of Causeway's") from error
         if self.position is None or position >= self.position:
             self.last_id, self.position = id_, position
 

@@ -27,9 +27,11 @@ ON_BOTH_LOOPS = {"test_callback"}  # sockets and TLS differ between asyncio's lo
 REQUIRE_ALL = bool(os.environ.get("CAUSEWAY_TEST_REQUIRE_ALL"))
 _numbers = itertools.count(1)
 
-# A busy machine is no bug: examples have no deadline of their own.
-hypothesis.settings.register_profile("causeway", deadline=None)
-hypothesis.settings.load_profile("causeway")
+# A busy machine is no bug: examples have no deadline of their own. They are the same each time,
+# unless somebody asks for more of them: then each run looks elsewhere.
+hypothesis.settings.register_profile("causeway", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=20_000)
+hypothesis.settings.load_profile(os.environ.get("CAUSEWAY_TEST_PROFILE", "causeway"))
 
 
 def pytest_asyncio_loop_factories(
