@@ -9,6 +9,8 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.errors import NotFound
+
 FOLDER = Path(__file__).parent / "static"
 _TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -52,7 +54,7 @@ async def serve_asset(request: Request) -> Response:
     """Answer one file. Needs no session: the login page has its style from here."""
     asset = assets().get(request.path_params["name"])
     if asset is None:
-        return Response("not found", 404, media_type="text/plain")
+        raise NotFound("there is no such file")
     is_current = request.query_params.get("v") == asset.digest
     headers = {
         "cache-control": "public, max-age=31536000, immutable" if is_current else "no-cache",
