@@ -19,6 +19,7 @@ from prometheus_client import (
 )
 
 from service.latency import LONG_BUCKETS_S, SHORT_BUCKETS_S, DeliveryHistogram
+from service.upkeep_metrics import UpkeepMetrics
 
 BATCH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
@@ -71,7 +72,8 @@ class Metrics:
         self._declare_consumers()
         self._declare_dashboard()
         self._declare_relay()
-        self._declare_upkeep()
+        self._declare_traces()
+        self.upkeep = UpkeepMetrics(self.registry)
         self._declare_connections()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -252,36 +254,7 @@ class Metrics:
             registry=self.registry,
         )
 
-    def _declare_upkeep(self) -> None:
-        self.database_bytes = Gauge(
-            "causeway_database_bytes",
-            "The size of the database on disk, the log and everything beside it.",
-            registry=self.registry,
-        )
-        self.log_anchor = Gauge(
-            "causeway_log_anchor_position",
-            "The position before the first that is left: everything up to it is pruned.",
-            registry=self.registry,
-        )
-        self.log_partitions = Gauge(
-            "causeway_log_partitions", "Partitions that the log is in.", registry=self.registry
-        )
-        self.erased_events = Gauge(
-            "causeway_erased_events",
-            "Events whose bodies were erased; their places and links are kept.",
-            registry=self.registry,
-        )
-        self.source_secrets = Gauge(
-            "causeway_source_secrets",
-            "Secrets that a source has: 2 while one is being changed.",
-            ["source"],
-            registry=self.registry,
-        )
-        self.secret_keys = Gauge(
-            "causeway_secret_keys",
-            "Keys in CAUSEWAY_SECRET_KEY: 2 while it is being changed.",
-            registry=self.registry,
-        )
+    def _declare_traces(self) -> None:
         self.trace_spans = Counter(
             "causeway_trace_spans_total",
             "Spans by what came of them: exported, failed (the collector took them not), dropped "

@@ -26,21 +26,22 @@ async def watch_upkeep(
     every_s: float = EVERY_S,
 ) -> None:
     """Keep sizes, what retention took, and the number of secrets in `metrics`, for ever. A loop."""
+    shown = metrics.upkeep
     known: set[str] = set()
-    metrics.secret_keys.set(len(settings.secret_keys))
+    shown.secret_keys.set(len(settings.secret_keys))
     while True:
         names = set(sources.names())
         for name in known - names:
-            metrics.source_secrets.remove(name)
+            shown.source_secrets.remove(name)
         for name in names:
-            metrics.source_secrets.labels(name).set(len(sources.secrets(name) or ()))
+            shown.source_secrets.labels(name).set(len(sources.secrets(name) or ()))
         known = names
         try:
             [row] = await fetch(database, _SQL.size)
-            metrics.database_bytes.set(row["database_bytes"])
-            metrics.log_anchor.set(row["anchor_position"])
-            metrics.log_partitions.set(row["partitions"])
-            metrics.erased_events.set(row["erased_events"])
+            shown.database_bytes.set(row["database_bytes"])
+            shown.log_anchor.set(row["anchor_position"])
+            shown.log_partitions.set(row["partitions"])
+            shown.erased_events.set(row["erased_events"])
         except LogUnavailable:
             log.debug("size not looked up, the database is away")
         await asyncio.sleep(every_s)
