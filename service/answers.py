@@ -41,7 +41,8 @@ class Refused(SubscribeError):
 class LeaseLost(SubscribeError):
     """The event was received under a lease that has ended: it will be sent again, perhaps to you.
 
-    Nothing was acknowledged, and nothing is lost: go on with the loop.
+    Or the process that sent it was killed before it wrote that down. Nothing was acknowledged, and
+    nothing is lost: go on with the loop.
     """
 
 

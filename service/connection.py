@@ -34,6 +34,9 @@ _HEADERS = {
     "Accept-Encoding": "identity",  # who compresses a stream also holds it back
     "Cache-Control": "no-store",
 }
+# To an acknowledgement: its shard is no more, or the process that sent the event was killed before
+# it wrote that down.
+_SENT_AGAIN = frozenset({"shards_held", "ack_ahead"})
 PASSING = (
     httpx2.NetworkError,
     httpx2.TimeoutException,
@@ -188,7 +191,7 @@ def meaning(call: Call, response: httpx2.Response) -> Any:
     code, message = problem(response.content)
     if call.may_miss and code == "unknown_consumer":
         return None
-    if code == "shards_held":  # an acknowledgement of a shard that there is no more
+    if code in _SENT_AGAIN:
         raise LeaseLost(message)
     raise refused(response.status_code, response.headers, response.content)
 

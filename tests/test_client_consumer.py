@@ -37,6 +37,7 @@ from service.filter import shard_of
 from service.subscription import Subscription
 from service.wanted import filter_body, filters
 from tests.bridge import body, post
+from tests.logkeeping import Owner
 from tests.running import STREAM_TOKEN, Running, eventually, free_port
 from tests.test_client import (
     checkpoint,
@@ -49,6 +50,7 @@ from tests.test_client import (
 )
 
 DEADLINE_S = 20.0
+RELEASED = "SELECT lease_until <= clock_timestamp() FROM causeway.consumer_shard"
 
 
 def lease_block(number: int, position: int) -> tuple[str, str, str]:
@@ -480,3 +482,20 @@ async def test_an_event_of_a_shard_that_is_no_more_has_lost_its_lease(service: R
         with pytest.raises(LeaseLost):
             await old.ack()
         assert await new.ack() == 1
+
+
+async def test_an_event_that_a_killed_process_sent_last_comes_again_and_ends_no_loop(
+    service: Running, owner: Owner
+) -> None:
+    await append(service, 2)
+    await call(service.url, STREAM_TOKEN, put_consumer("billing", start="start"))
+    sent = await take(service, 2, consumer="billing")
+    async with asyncio.timeout(DEADLINE_S):
+        while not await owner.fetchval(RELEASED):
+            await asyncio.sleep(0.02)
+    # It was killed before it wrote down how far it had sent.
+    await owner.execute("UPDATE causeway.consumer_shard SET sent_position = 0")
+    async with asyncio.timeout(DEADLINE_S):
+        with pytest.raises(LeaseLost, match="position 2 was not sent"):
+            await sent[-1].ack()
+        assert [event.position for event in await take(service, 2, consumer="billing")] == [1, 2]
