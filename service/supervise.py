@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
 
-from service.errors import CausewayError
+from service.errors import CausewayError, LogUnavailable
 
 log = logging.getLogger("causeway.supervise")
 
@@ -19,6 +19,8 @@ Loop = Callable[[], Awaitable[None]]
 BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 CANCEL_AGAIN_S = 1.0  # a loop whose clean-up failed is being started again: end that as well
 HEALTHY_S = 60.0  # a loop that ran this long starts its back-off anew
+# A database that is away comes back by itself: nobody's events wait for longer than this after it.
+AWAY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +78,18 @@ class Supervisor:
                 break  # a loop has no reason to return
             except Exception as error:  # noqa: BLE001 - unknown errors end here, and are reported
                 failures = 1 if clock() - began > HEALTHY_S else failures + 1
+                pause_s = _pause_s(failures, error)
                 _report(policy.name, failures, error)
             if policy.max_failures is not None and failures >= policy.max_failures:
                 break
-            await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S)) - 1])
+            await asyncio.sleep(pause_s)
         log.error("loop ended, the process stops", extra={"loop": policy.name})
         self._on_fatal(policy.name)
+
+
+def _pause_s(failures: int, error: Exception) -> float:
+    pause_s = BACKOFF_S[min(failures, len(BACKOFF_S)) - 1]
+    return min(pause_s, AWAY_S) if isinstance(error, LogUnavailable) else pause_s
 
 
 def _report(name: str, failures: int, error: Exception) -> None:

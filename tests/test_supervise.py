@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from service import supervise
+from service.errors import LogUnavailable
 from service.supervise import Supervisor
 from tests.running import eventually
 
@@ -21,7 +22,9 @@ async def forever() -> None:
     await asyncio.Event().wait()
 
 
-def failing(times: int, then: Callable[[], None] = lambda: None) -> supervise.Loop:
+def failing(
+    times: int, then: Callable[[], None] = lambda: None, error: Exception | None = None
+) -> supervise.Loop:
     """Return a loop that fails `times` times, and then calls `then` and runs for ever."""
     left = times
 
@@ -29,7 +32,7 @@ def failing(times: int, then: Callable[[], None] = lambda: None) -> supervise.Lo
         nonlocal left
         if left:
             left -= 1
-            raise RuntimeError("broken")
+            raise error or RuntimeError("broken")
         then()
         await forever()
 
@@ -111,8 +114,17 @@ async def test_a_loop_whose_clean_up_fails_ends_all_the_same(
     assert "loops go on after their cancellation" in caplog.text
 
 
-async def test_back_off_grows_to_its_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervise, "BACKOFF_S", (1.0, 2.0, 3.0))
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("broken"), [0.5, 2.0, 3.0, 3.0, 3.0]),
+        (LogUnavailable("the database is away"), [0.5, 1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+async def test_back_off_grows_to_its_last_step_but_not_for_a_database_that_is_away(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, expected: list[float]
+) -> None:
+    monkeypatch.setattr(supervise, "BACKOFF_S", (0.5, 2.0, 3.0))
     waits: list[float] = []
     sleep = asyncio.sleep
 
@@ -123,10 +135,10 @@ async def test_back_off_grows_to_its_last_step(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("service.supervise.asyncio.sleep", record)
     fatal: list[str] = []
     async with Supervisor(fatal.append) as supervisor:
-        supervisor.start("tail", failing(6), max_failures=6)
+        supervisor.start("tail", failing(6, error=error), max_failures=6)
         while not fatal:
             await sleep(0)
-    assert waits == [1.0, 2.0, 3.0, 3.0, 3.0]
+    assert waits == expected
 
 
 async def test_the_end_of_the_block_cancels_every_loop_and_waits_for_it() -> None:
