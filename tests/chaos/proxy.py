@@ -88,7 +88,8 @@ class Link:
         """Reset both sides."""
         for _, writer in (self._near, self._far):
             sock = writer.get_extra_info("socket")
-            if sock is not None and sock.family != socket.AF_UNIX:
+            is_open = sock is not None and sock.fileno() >= 0  # else the other side came first
+            if is_open and sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NONE)
             writer.transport.abort()
 
