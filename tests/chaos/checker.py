@@ -69,7 +69,9 @@ def _check_event(
     answers = event.accepted
     told = [answer.position for answer in answers if answer.position is not None]
     # A row that was committed after the log was read is missing from the picture, not from the log.
-    lost = [position for position in told if position not in where and (is_final or position <= head)]
+    lost = [
+        position for position in told if position not in where and (is_final or position <= head)
+    ]
     if lost or (is_final and answers and not where):
         yield Violation("lost", f"an event answered 200 at {_some(told)} is in the log at {where}")
     if event.type == REPEATABLE:
@@ -165,7 +167,7 @@ def check_callback(callback: Callback, rows: Sequence[Row]) -> Iterator[Violatio
     digests = {row.position: row.digest for row in owed}
     wrong = {it.position for it in callback.calls if digests.get(it.position) != it.digest}
     if wrong:
-        yield Violation("wrong_event", f"{name} was called with what the log has not: {_some(wrong)}")
+        yield Violation("wrong_event", f"{name} was called with other bytes: {_some(wrong)}")
     orphans = [
         row.position
         for row in owed

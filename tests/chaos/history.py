@@ -22,6 +22,7 @@ class Answer:
     began_at: float
     at: float
     status: int
+    replica: int
     position: int | None = None
 
 
