@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 .DEFAULT_GOAL := help
 
-.PHONY: help demo serve test lint fuzz bench screenshots lock clean
+.PHONY: help demo serve test lint chaos fuzz bench screenshots lock clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ lint: $(VENV)/installed-test ## Check style, format and types
 	$(BIN)/ruff check service tests
 	$(BIN)/ruff format --check service tests
 	$(BIN)/mypy
+
+chaos: $(VENV)/installed-test ## Break it on purpose, for 5 minutes (MINUTES=n SEED=n REPORT=file)
+	$(BIN)/python -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) \
+	    $(if $(REPORT),--report $(REPORT))
 
 fuzz: FUZZ_S ?= 60
 fuzz: $(VENV)/installed-test ## Look further for input that breaks a parser (FUZZ_S seconds each)

@@ -10,6 +10,7 @@ import asyncpg
 
 from service import cluster
 from tests.chaos.fault import Act, Fault
+from tests.chaos.replica import children_of
 from tests.chaos.schedule import Planned
 from tests.chaos.world import World
 
@@ -58,6 +59,23 @@ async def _backend_killed(world: World, planned: Planned) -> AsyncIterator[None]
     assert pids, "the service has no session"
     os.kill(pids[int(planned.draw * len(pids))], signal.SIGKILL)
     yield
+
+
+@asynccontextmanager
+async def _frozen(world: World, planned: Planned) -> AsyncIterator[None]:
+    """Stop the postmaster first, so that no process of its comes after the others were counted."""
+    postmaster = world.postgres.pid
+    assert postmaster is not None, "Postgres is down already"
+    os.kill(postmaster, signal.SIGSTOP)
+    pids = children_of(postmaster)
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        yield
+    finally:
+        for pid in (*pids, postmaster):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 @asynccontextmanager
@@ -158,6 +176,14 @@ FAULTS = (
         "database",
         (0.5, 1.0),
         _backend_killed,
+    ),
+    Fault(
+        "postgres_frozen",
+        "SIGSTOP of all of Postgres' processes, SIGCONT after the hold, as a paused machine",
+        "503 after at most 10 s; what was committed late is found by its retry",
+        "database",
+        (3.0, 12.0),
+        _frozen,
     ),
     Fault(
         "sessions_terminated",

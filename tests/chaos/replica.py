@@ -79,10 +79,7 @@ class Replica:
 
     def children(self) -> list[int]:
         """Return the processes that it has started, the oldest first."""
-        found = subprocess.run(
-            ["pgrep", "-P", str(self.pid)], capture_output=True, encoding="ascii", check=False
-        )
-        return sorted(map(int, found.stdout.split()))
+        return children_of(self.pid)
 
     async def keep(self) -> None:
         """Start it again whenever it ends by itself, as an orchestrator does. A loop."""
@@ -118,3 +115,11 @@ class Replica:
                     await asyncio.sleep(WATCH_S)
         except TimeoutError:
             raise TimeoutError(self.log.read_text()[-3000:]) from None
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that a process has started, the oldest first."""
+    found = subprocess.run(
+        ["pgrep", "-P", str(pid)], capture_output=True, encoding="ascii", check=False
+    )
+    return sorted(map(int, found.stdout.split()))

@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from tests.chaos.fault import Fault
 from tests.chaos.schedule import Planned
@@ -42,7 +42,8 @@ async def _frozen(world: World, planned: Planned) -> AsyncIterator[None]:
         yield
     finally:
         for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 @asynccontextmanager
