@@ -18,11 +18,10 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from tests.chaos.pgwire import Answers, Requests
+from tests.chaos.pgwire import Answers, Cut, Requests
 
 PIECE_BYTES = 65536
 QUEUED = 64
@@ -30,23 +29,6 @@ LINGER_NONE = struct.pack("ii", 1, 0)  # a close is a reset
 
 Target = Path | tuple[str, int]
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-@dataclass(slots=True)
-class Cut:
-    """Where a connection will be cut, once: at the first statement with `text` in it.
-
-    Before the server has got it (`is_early`); or after `passed_bytes` of its answer were passed on
-    (the first answer that is longer); or (None) when the whole answer is here, so that it is
-    committed, and nothing was passed on.
-    `is_silent`: the connection then becomes half-open instead of being reset.
-    """
-
-    text: str
-    passed_bytes: int | None = None
-    is_early: bool = False
-    is_silent: bool = False
-    done: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Link:
@@ -67,6 +49,13 @@ class Link:
     async def run(self) -> None:
         """Pass everything on, both ways, until one side ends or the link is cut."""
         try:
+            await self._pass_on()
+        except BaseException:
+            self.abort()
+            raise
+
+    async def _pass_on(self) -> None:
+        try:
             async with asyncio.TaskGroup() as group:
                 for source, sink, look in (
                     (self._near[0], self._far[1], self._asked),
@@ -80,9 +69,6 @@ class Link:
                 writer.close()
         except* OSError:
             self.abort()
-        except* BaseException:
-            self.abort()
-            raise
 
     def abort(self) -> None:
         """Reset both sides."""

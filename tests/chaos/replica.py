@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from tests.running import ROOT
@@ -71,11 +72,16 @@ class Replica:
             return await asyncio.to_thread(process.wait)
 
     def kill_now(self) -> None:
-        """End it at once and for good, even if it is stopped."""
+        """End it and its workers at once and for good, even if they are stopped."""
         process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
+        if process is None:
+            return
+        workers = children_of(process.pid)
+        process.kill()
+        process.wait()
+        for pid in workers:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def children(self) -> list[int]:
         """Return the processes that it has started, the oldest first."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 TOGETHER = 0.35  # of the steps after each fault has had its turn alone
-NOMINAL_S = 5.0  # for recovery and a look at all histories, beside the fault itself
+NOMINAL_S = 3.0  # for recovery and a look at all histories, beside the fault itself
 
 
 class Kind(Protocol):
