@@ -4,11 +4,30 @@ Pure: bytes in, whole messages out. Knows which statement a request runs (prepar
 name) and when an answer is complete. Encryption is the proxy's to refuse: nothing could be seen.
 """
 
+import asyncio
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 _ENCRYPTION = {80877103: "SSLRequest", 80877104: "GSSENCRequest"}
 _HEADER_BYTES = 5
+
+
+@dataclass(slots=True)
+class Cut:
+    """Where a connection will be cut, once: at the first statement with `text` in it.
+
+    Before the server has got it (`is_early`); or after `passed_bytes` of its answer were passed on
+    (the first answer that is longer); or (None) when the whole answer is here, so that it is
+    committed, and nothing was passed on.
+    `is_silent`: the connection then becomes half-open instead of being reset.
+    """
+
+    text: str
+    passed_bytes: int | None = None
+    is_early: bool = False
+    is_silent: bool = False
+    done: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class _Messages:
@@ -69,9 +88,9 @@ class Requests:
         elif kind == b"B":  # Bind: a portal, a name
             self._running = self._prepared.get(content.split(b"\0")[1], "")
         elif kind == b"Q":  # simple query
-            text = content.rstrip(b"\0").decode()
-            self.said.add(text)
-            return text
+            asked = content.rstrip(b"\0").decode()
+            self.said.add(asked)
+            return asked
         elif kind == b"S":  # Sync: the end of an implicit transaction
             running, self._running = self._running, ""
             return running or None
