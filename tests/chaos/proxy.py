@@ -257,6 +257,8 @@ class Proxy:
         self.links.add(link)
         try:
             await link.run()
+        except asyncio.CancelledError:
+            return  # by `close`; the streams of Python 3.11 would report it as an error
         finally:
             self.links.discard(link)
 
