@@ -109,7 +109,7 @@ class EventLog:
         """
         columns = [[get(event) for event in events] for get in _COLUMNS]
         rows = await fetch(self._writer, _SQL.append, *columns, timeout_s=timeout_s)
-        return [Appended(position, is_known) for position, is_known in rows]
+        return [Appended(row["event_position"], row["is_known"]) for row in rows]
 
     async def read_after(
         self,

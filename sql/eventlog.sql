@@ -3,7 +3,13 @@
 
 -- name: append
 -- $1..$11: one array for each column, of equal lengths. One row for each input, in its order.
-SELECT event_position, is_known
+-- A known event may be here and not yet on a synchronous standby: whoever waited for that was
+-- cancelled. So a retry writes a word of its own, and its commit waits for the standby as well, which
+-- then has all before it. A commit that wrote nothing would not wait.
+SELECT event_position, is_known,
+    CASE WHEN is_known AND current_setting('synchronous_standby_names') <> ''
+        THEN pg_logical_emit_message(true, 'causeway', '')
+    END AS waits_for_standby
 FROM causeway.append_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11);
 
 -- name: bounds
