@@ -32,13 +32,15 @@ _COLUMNS = tuple(
 class Room:
     """What a relay knows of a webhook when it claims.
 
-    Its version, how many more calls may be open, and up to where it saw that nothing matches.
+    Its version, how many more calls may be open, and up to where it saw that nothing matches, with
+    the link there: in another history the place counts for nothing.
     """
 
     webhook_id: int
     version: int
     room: int
     scanned_to: int
+    scanned_link: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class Outlook:
     reason: str | None
     wait_s: float | None
     scanned_to: int | None
+    scanned_link: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +135,14 @@ class Deliveries:
             [room.version for room in rooms],
             [room.room for room in rooms],
             [room.scanned_to for room in rooms],
+            [room.scanned_link for room in rooms],
             lease_s,
             CLAIM_BYTES,
             SCAN_POSITIONS,
             backfill_per_s,
         )
-        claimed = [Claimed(row[0], *row[5:]) for row in rows if row[1] == "claimed"]
-        return claimed, {row[0]: Outlook(*row[1:5]) for row in rows if row[1] != "claimed"}
+        claimed = [Claimed(row[0], *row[6:]) for row in rows if row[1] == "claimed"]
+        return claimed, {row[0]: Outlook(*row[1:6]) for row in rows if row[1] != "claimed"}
 
     async def record(
         self, ended: Sequence[Ended], *, disable_after_s: float

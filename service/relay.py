@@ -47,6 +47,7 @@ class _Route:
     signer: Signer
     url: CallbackUrl | None
     scanned_to: int = 0
+    scanned_link: bytes | None = None
     may_have_more: bool = True
 
 
@@ -135,7 +136,10 @@ class Relay:
         began = self._loop.time()
         room = self._settings.relay_concurrency
         rooms = [
-            Room(id_, route.webhook.version, room - self._recorder.in_flight[id_], route.scanned_to)
+            Room(
+                *(id_, route.webhook.version, room - self._recorder.in_flight[id_]),
+                *(route.scanned_to, route.scanned_link),
+            )
             for id_, route in self._routes.items()
         ]
         claimed, outlooks = await self._deliveries.claim(
@@ -163,7 +167,7 @@ class Relay:
         if route is None:
             return self._settings.poll_s
         if outlook.scanned_to is not None:
-            route.scanned_to = outlook.scanned_to
+            route.scanned_to, route.scanned_link = outlook.scanned_to, outlook.scanned_link
         has_room = self._recorder.in_flight[id_] < self._settings.relay_concurrency
         route.may_have_more = outlook.outcome in ("more", "busy") or not has_room
         if outlook.outcome == "more" and has_room:

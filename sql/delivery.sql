@@ -1,11 +1,24 @@
 -- The statements of service/delivery.py.
 
 -- name: claim
--- $1 webhooks, $2 their versions, $3 room, $4 looked through to; $5 lease in seconds; $6 bytes of
--- bodies and $7 positions for each webhook at most; $8 back-fill a second. See the function.
-SELECT hook, outcome, reason, wait_s, scanned_to, claim_id, event_position, attempt, step_number,
-    early_s, is_measured, event_link, event_received_at, event_body
-FROM causeway.claim_deliveries($1, $2, $3, $4, $5, $6, $7, $8);
+-- $1 webhooks, $2 their versions, $3 room, $4 looked through to, $5 the links there; $6 lease in
+-- seconds; $7 bytes of bodies and $8 positions for each webhook at most; $9 back-fill a second. See the
+-- function. A place with another link was in another history, which ended with a fail-over or a
+-- restore: what is there now was not looked through. Index: event_pkey.
+SELECT hook, outcome, reason, wait_s, scanned_to,
+    (SELECT link FROM causeway.event WHERE position = scanned_to) AS scanned_link,
+    claim_id, event_position, attempt, step_number, early_s, is_measured, event_link,
+    event_received_at, event_body
+FROM causeway.claim_deliveries(
+    $1, $2, $3,
+    ARRAY(
+        SELECT coalesce(event.position, 0)
+        FROM unnest($4::bigint[], $5::bytea[]) WITH ORDINALITY AS known (position, link, n)
+        LEFT JOIN causeway.event USING (position, link)
+        ORDER BY n
+    ),
+    $6, $7, $8, $9
+);
 
 -- name: record
 -- $1..$13: one array for each column of an ended attempt; $14 failures that open the circuit; $15

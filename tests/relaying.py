@@ -107,8 +107,9 @@ class Desk:
         backfill_per_s: float = 1e6,
     ) -> list[Claimed]:
         """Claim for webhooks as they were made or last read; return what was claimed."""
+        link = await self.eventlog.link_at(scanned_to)
         claimed, self.outlooks = await self.deliveries.claim(
-            [Room(it.webhook_id, it.version, room, scanned_to) for it in webhooks],
+            [Room(it.webhook_id, it.version, room, scanned_to, link) for it in webhooks],
             lease_s=lease_s,
             backfill_per_s=backfill_per_s,
         )
