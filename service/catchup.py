@@ -1,5 +1,7 @@
 """One page of the log as a chunk, for a reader that has fallen below the window."""
 
+from dataclasses import replace
+
 from service.eventlog import EventLog
 from service.window import CHUNK_BYTES, Chunk, Frame, View
 
@@ -19,4 +21,5 @@ async def read_page(eventlog: EventLog, position: int, head: int, view: View) ->
         await eventlog.check_kept(position)
     if not events and scanned_to <= position:
         return None
-    return view.join((Frame(event) for event in events), scanned_to=scanned_to)
+    chunk = view.join((Frame(event) for event in events), scanned_to=scanned_to)
+    return chunk if chunk.link else replace(chunk, link=await eventlog.link_at(chunk.position))

@@ -89,9 +89,9 @@ class Lease:
     sent_position: int
 
 
-# (name, shard, lease, sent, done): `sent` is how far the holder was sent, `done` a place that it
-# has got past although nobody acknowledged it, or 0.
-Held = tuple[str, int, int, int, int]
+# (name, shard, lease, sent, done, link): `sent` is how far the holder was sent, `done` a place that
+# it has got past although nobody acknowledged it, or 0; `link` the one at `sent`, None: unchecked.
+Held = tuple[str, int, int, int, int, bytes | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,10 @@ class Consumers:
         raise refusal(row["outcome"], Ack(name, 0, shard, shards), None)
 
     async def renew(self, held: Sequence[Held]) -> dict[tuple[str, int, int], int]:
-        """Renew leases; return the places of those that hold, by name, shard and lease."""
+        """Renew leases; return the places of those that hold, by name, shard and lease.
+
+        What was sent of another history (a standby that lacked it took over) is not written down.
+        """
         columns = [list(column) for column in zip(*held, strict=True)]
         rows = await fetch(self._database, _SQL.renew, *columns)
         return {(row[0], row[1], row[2]): row["place"] for row in rows}

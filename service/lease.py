@@ -31,6 +31,7 @@ class Hold:
         "_wake",
         "is_lost",
         "lease",
+        "link",
         "matched",
         "place",
         "renew_at",
@@ -43,6 +44,7 @@ class Hold:
         self.lease = lease
         self.place = lease.position
         self.sent = self.matched = self.written = lease.position
+        self.link: bytes | None = lease.link
         self.is_lost = False
         self._lease_s = lease_s
         self._wake = wake
@@ -60,12 +62,13 @@ class Hold:
         """True while the lease is ours for sure."""
         return not self.is_lost and now < self.valid_until
 
-    def note(self, sent: int, positions: Sequence[int]) -> int:
+    def note(self, sent: int, positions: Sequence[int], link: bytes | None = None) -> int:
         """The stream looked through to `sent`, and writes the events at `positions`.
 
-        Returns how many of them some holder was sent before.
+        `link` is the one at `sent`, where it is known. Returns how many of the events some holder
+        was sent before.
         """
-        self.sent = sent
+        self.sent, self.link = sent, link
         if positions:
             self.matched = positions[-1]
         return bisect_right(positions, self.lease.sent_position)
@@ -142,7 +145,7 @@ class Leases:
     async def _write(self, holds: list[Hold]) -> None:
         began = self._clock()
         rows = [
-            (hold.lease.name, hold.lease.shard, hold.lease.number, hold.sent, hold.done)
+            (hold.lease.name, hold.lease.shard, hold.lease.number, hold.sent, hold.done, hold.link)
             for hold in holds
         ]
         places = await self._consumers.renew(rows)

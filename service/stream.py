@@ -222,7 +222,7 @@ class Stream:
     def _note(self, subscriber: Subscriber, chunk: Chunk) -> None:
         """Tell a named consumer's hold how far it was sent."""
         if subscriber.hold is not None:
-            again = subscriber.hold.note(chunk.position, chunk.positions)
+            again = subscriber.hold.note(chunk.position, chunk.positions, chunk.link)
             self._metrics.consumer_redeliveries.inc(again)
 
     def _count(self, subscriber: Subscriber, chunk: Chunk) -> None:

@@ -45,8 +45,9 @@ class Frame:
 class Chunk:
     """Frames joined for one write.
 
-    `position` is where a reader stands after it; `positions` are those of the events in it, none if
-    none matched (then `data` is empty); `sent_link` is the link of the last of them.
+    `position` is where a reader stands after it, `link` the one there, where it is known;
+    `positions` are those of the events in it, none if none matched (then `data` is empty);
+    `sent_link` is the link of the last of them.
     """
 
     data: bytes
@@ -54,6 +55,7 @@ class Chunk:
     positions: tuple[int, ...]
     sent_link: bytes | None
     receipts: Receipts
+    link: bytes | None
 
     @property
     def sent_to(self) -> int | None:
@@ -106,11 +108,11 @@ class View:
         received: list[float] = []
         size, position = 0, scanned_to
         positions: list[int] = []
-        sent_link: bytes | None = None
+        link = sent_link = None
         for frame in frames:
             if size >= CHUNK_BYTES:
                 break
-            position = frame.event.position
+            position, link = frame.event.position, frame.event.link
             if self._matches is not None and not self._matches(frame.event):
                 continue
             block = frame.cloudevent if self._is_cloudevents else frame.sse
@@ -118,11 +120,12 @@ class View:
             received.append(frame.received_s)
             size += len(block)
             positions.append(position)
-            sent_link = frame.event.link
+            sent_link = link
         else:
-            position = max(position, scanned_to)
+            if position < scanned_to:
+                position, link = scanned_to, None
         data = b"".join(blocks)
-        return Chunk(data, position, tuple(positions), sent_link, Receipts.of(received))
+        return Chunk(data, position, tuple(positions), sent_link, Receipts.of(received), link)
 
 
 class Window:

@@ -78,9 +78,24 @@ SELECT outcome, lease, place, place_link, sent, holder, shard_count
 FROM causeway.take_lease($1, $2, $3, $4);
 
 -- name: renew
--- $1 names, $2 shards, $3 leases, $4 sent, $5 done. A row for each lease that still holds.
+-- $1 names, $2 shards, $3 leases, $4 sent, $5 done, $6 links at what was sent (NULL: unchecked). A row
+-- for each lease that still holds. With another link, what was sent was of another history: what has
+-- its positions now was neither sent nor done. Index: event_pkey.
 SELECT shard_name, shard_number, lease_number, place
-FROM causeway.renew_leases($1, $2, $3, $4, $5);
+FROM (
+    SELECT array_agg(CASE WHEN is_ours THEN sent ELSE 0 END ORDER BY n) AS sent,
+        array_agg(CASE WHEN is_ours THEN done ELSE 0 END ORDER BY n) AS done
+    FROM (
+        SELECT n, sent, done, held.link IS NULL OR EXISTS (
+            SELECT
+            FROM causeway.event
+            WHERE event.position = held.sent AND event.link = held.link
+        ) AS is_ours
+        FROM unnest($4::bigint[], $5::bigint[], $6::bytea[])
+            WITH ORDINALITY AS held (sent, done, link, n)
+    ) AS judged
+) AS proved,
+    causeway.renew_leases($1, $2, $3, proved.sent, proved.done);
 
 -- name: release
 -- $1 name, $2 shard, $3 lease. Let the next holder in at once, if the lease is still ours.

@@ -51,7 +51,7 @@ async def put(
 
 def held(lease: Lease, sent: int = 0, done: int = 0) -> Held:
     """Return what a holder says when it renews."""
-    return (lease.name, lease.shard, lease.number, sent, done)
+    return (lease.name, lease.shard, lease.number, sent, done, None)
 
 
 async def expire(owner: Owner) -> None:

@@ -236,8 +236,8 @@ async def test_renewing_answers_for_own_leases_only(consumers: Consumers, log: E
         await put(consumers, log, name)
     ours = await consumers.take("a", 0, 1, HOLDER)
     theirs = await consumers.take("b", 0, 1, "process/2")
-    foreign = ("b", 0, theirs.number - 1, 9, 9)
-    places = await consumers.renew([foreign, held(ours, 7, 4), ("nobody", 0, 1, 9, 9)])
+    foreign = ("b", 0, theirs.number - 1, 9, 9, None)
+    places = await consumers.renew([foreign, held(ours, 7, 4), ("nobody", 0, 1, 9, 9, None)])
     assert places == {("a", 0, ours.number): 4}
     [shard] = (await consumers.read("b")).shards
     assert (shard.position, shard.sent_position) == (0, 0)

@@ -148,7 +148,7 @@ async def test_what_was_sent_is_written_down_once_and_soon(
     one.note(6, (6,))
     one.note(8, (8,))
     await eventually(lambda: scripted.renewals, within_s=20 * FLUSH_S)
-    assert scripted.renewals == [[(NAME, 0, 7, 8, 0)]]
+    assert scripted.renewals == [[(NAME, 0, 7, 8, 0, None)]]
     await asyncio.sleep(3 * FLUSH_S)  # nothing is new, nothing is due
     assert len(scripted.renewals) == 1
 
@@ -192,7 +192,7 @@ async def test_giving_back_writes_what_was_sent_first_and_renews_no_more(
     one = await leases.take(NAME, 0, 1, 1, lambda: None)
     one.note(9, ())
     await leases.release(one)
-    assert scripted.renewals == [[(NAME, 0, 7, 9, 9)]]
+    assert scripted.renewals == [[(NAME, 0, 7, 9, 9, None)]]
     assert scripted.released == [one.lease]
     await asyncio.sleep(0.6)
     assert len(scripted.renewals) == 1
