@@ -12,12 +12,13 @@ from pathlib import Path
 from pydantic import ConfigDict, ValidationError
 
 from service.errors import ConfigError
+from service.nats_settings import NatsSettings
 from service.relay_settings import RelaySettings
 from service.retention_settings import RetentionSettings
 from service.settings import CoreSettings
 
 
-class Settings(RetentionSettings, RelaySettings, CoreSettings):
+class Settings(NatsSettings, RetentionSettings, RelaySettings, CoreSettings):
     """All settings. Times are in seconds (`_S`), sizes in bytes (`_BYTES`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

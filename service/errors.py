@@ -4,6 +4,9 @@
     ├── ConfigError                      the start stops; names the setting
     ├── SchemaError                      the start stops; says which command to run
     ├── DeliveryMissing                  an audit found an event that a webhook was owed
+    ├── MirrorUnavailable                NATS cannot answer now; try again
+    ├── NotMirrored                      a message of the mirror's stream is no event of ours
+    ├── Misfit                           the mirror's stream is not this log's; says how to go on
     └── Problem                          an answer to a caller: status, code, message
         ├── NotAnEvent          400 not_an_event          signed, but no event
         ├── BadRequest          400 bad_request           a parameter that cannot be understood
@@ -60,6 +63,18 @@ class SchemaError(CausewayError):
 
 class DeliveryMissing(CausewayError):
     """An event that a webhook was owed has no delivery. The message names both."""
+
+
+class MirrorUnavailable(CausewayError):
+    """NATS cannot answer now. The message says why."""
+
+
+class NotMirrored(CausewayError):
+    """A message of the mirror's stream is no event that Causeway has published."""
+
+
+class Misfit(CausewayError):
+    """The mirror's stream does not fit the log. The message says what is wrong."""
 
 
 class Problem(CausewayError):

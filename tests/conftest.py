@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import asyncpg
 import hypothesis
@@ -21,6 +22,9 @@ from service.config import Settings
 from service.embedded import EmbeddedPostgres
 from service.migrate import migrate
 from tests.running import Database, Running, make_settings, running_service
+
+if TYPE_CHECKING:
+    from tests.nats_server import NatsServer
 
 TEMPLATE = "causeway_template"
 ON_BOTH_LOOPS = {"test_callback"}  # sockets and TLS differ between asyncio's loop and uvloop
@@ -136,3 +140,12 @@ async def service(database: Database) -> AsyncIterator[Running]:
     """A service with the settings of tests, on a database of its own."""
     async with running_service(make_settings(), database) as running:
         yield running
+
+
+@pytest.fixture
+def nats(tmp_path: Path) -> Iterator["NatsServer"]:
+    """A NATS server of its own for one test."""
+    from tests.nats_server import nats_server  # it imports this module
+
+    with nats_server(tmp_path / "nats") as server:
+        yield server
