@@ -7,7 +7,7 @@ from service.auth import Tokens
 from service.consumer import Consumers
 from service.db import Pool
 from service.eventlog import EventLog
-from service.head import Head
+from service.follower import Follower
 from service.history import History
 from service.metrics import Metrics
 from service.ops import Check
@@ -16,7 +16,6 @@ from service.sources import Sources
 from service.standing import Standings
 from service.stats import Stats
 from service.supervise import Supervisor
-from service.tail import Tail
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ def open_administering(
     sources: Sources,
     consumers: Consumers,
     tokens: Tokens,
-    follower: Tail | Head,
+    follower: Follower,
     ready: dict[str, Check],
     standings: Standings,
 ) -> Administering:

@@ -26,14 +26,16 @@ from service.delivery_api import DeliveryApi
 from service.delivery_list import DeliveryList
 from service.erase import start_erasing
 from service.eventlog import EventLog
+from service.follower import Follower
+from service.following import follow, make_following
 from service.forget import forget_digests
-from service.head import Head
 from service.hub import Hub
 from service.intake import Intake
+from service.lag import EVERY_S as LAG_EVERY_S
 from service.lag import watch_lag
 from service.lease import Leases
-from service.listen import Listener
 from service.metrics import Metrics
+from service.nats_tail import NatsTail
 from service.ops import Check, Ops
 from service.pages import Pages
 from service.partition import make_partitions
@@ -57,6 +59,7 @@ log = logging.getLogger("causeway.app")
 
 STALE_READ_S = 5.0
 LOST_LOOPS = 3
+GATEWAY_LAG_EVERY_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class Service:
     app: Starlette
     appender: Appender
     hub: Hub
-    tail: Tail
+    tail: Tail | NatsTail
     window: Window
     eventlog: EventLog
     relaying: Relaying
@@ -96,13 +99,16 @@ async def open_service(
         relaying = open_relaying(
             stack, supervisor, settings, base.database.relay, metrics, base.traces
         )
-        tail = _tail(base, hub)
+        following = make_following(base, partial(hub.close_all, "diverged"))
+        tail = following.tail
         leases, acks = Leases(consumers, metrics), Acks(consumers)
         turns = Turns(consumers, leases, acks, eventlog)
-        stream = Stream(settings, eventlog, window, hub, base.tokens, turns, metrics)
-        follower = _follow(base, tail, relaying)
+        stream = Stream(settings, following.log, window, hub, base.tokens, turns, metrics)
+        follower = follow(base, tail, relaying.relay.wake)
         ready = _ready(base, follower, tail, hub)
-        ops = Ops(metrics, live={"loops": ready["loops"]}, ready=ready, peers=peers)
+        notes = {"tail": tail.note} if isinstance(tail, NatsTail) else {}
+        live = {"loops": ready["loops"]}
+        ops = Ops(metrics, live=live, ready=ready, notes=notes, peers=peers)
         administering = _administer(base, follower, relaying, ready)
         request_ids = RequestIds()
         intake = Intake(appender, base.sources, metrics, request_ids)
@@ -124,7 +130,7 @@ async def open_service(
 
 
 def _administer(
-    base: Base, follower: Tail | Head, relaying: Relaying, ready: dict[str, Check]
+    base: Base, follower: Follower, relaying: Relaying, ready: dict[str, Check]
 ) -> Administering:
     deliveries = Deliveries(base.database.readers)
     return open_administering(
@@ -179,32 +185,13 @@ def _run_ingest(base: Base, appender: Appender) -> None:
 
 def _run_stream(base: Base, hub: Hub, leases: Leases, acks: Acks) -> None:
     supervisor = base.supervisor
+    # The lag is the same in every process: gateways, which may be many, look it up less often.
+    lag_every_s = LAG_EVERY_S if base.settings.tail == "postgres" else GATEWAY_LAG_EVERY_S
     supervisor.start("pulse", hub.pulse, max_failures=LOST_LOOPS)
     supervisor.start("tokens", hub.check_tokens)
     supervisor.start("leases", leases.renew, max_failures=LOST_LOOPS)
     supervisor.start("acks", acks.run, max_failures=LOST_LOOPS)
-    supervisor.start("lag", partial(watch_lag, base.consumers, base.metrics))
-
-
-def _follow(base: Base, tail: Tail, relaying: Relaying) -> Tail | Head:
-    """Run what follows the log for the roles; return which of it knows how far behind it is."""
-    is_streaming = Role.STREAM in base.settings.roles
-    is_relaying = Role.RELAY in base.settings.roles
-
-    def hear(head: int) -> None:
-        if is_streaming:
-            tail.hear(head)
-        if is_relaying:
-            relaying.relay.wake()
-
-    if is_streaming or is_relaying:
-        base.supervisor.start("listen", Listener(base.database.direct_dsn, hear).run)
-    if is_streaming:
-        base.supervisor.start("tail", tail.run)
-        return tail
-    head = Head(EventLog(base.database.tail), base.metrics, base.settings.poll_s)
-    base.supervisor.start("head", head.run)
-    return head
+    supervisor.start("lag", partial(watch_lag, base.consumers, base.metrics, lag_every_s))
 
 
 def _appender(base: Base) -> Appender:
@@ -219,19 +206,7 @@ def _appender(base: Base) -> Appender:
     )
 
 
-def _tail(base: Base, hub: Hub) -> Tail:
-    return Tail(
-        EventLog(base.database.tail),
-        base.window,
-        base.metrics,
-        poll_s=base.settings.poll_s,
-        preload_events=base.settings.window_events,
-        on_changed=partial(hub.close_all, "diverged"),
-        on_read=None if base.traces is None else base.traces.streamed,
-    )
-
-
-def _ready(base: Base, follower: Tail | Head, tail: Tail, hub: Hub) -> dict[str, Check]:
+def _ready(base: Base, follower: Follower, tail: Tail | NatsTail, hub: Hub) -> dict[str, Check]:
     """Return what must hold for this process to be ready: each check says what is wrong."""
     stale_s = STALE_READ_S + 2 * base.settings.poll_s
 

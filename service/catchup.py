@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from service.eventlog import EventLog
+from service.readable import ReadableLog
 from service.window import CHUNK_BYTES, Chunk, Frame, View
 
 
-async def read_page(eventlog: EventLog, position: int, head: int, view: View) -> Chunk | None:
+async def read_page(eventlog: ReadableLog, position: int, head: int, view: View) -> Chunk | None:
     """Return what follows `position`, as `view` shows it; None if there is nothing yet.
 
     A filtered view looks as far as `head` at the most. Raises PositionPruned if events after

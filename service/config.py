@@ -23,6 +23,11 @@ class Settings(NatsSettings, RetentionSettings, RelaySettings, CoreSettings):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @property
+    def database_check_s(self) -> float:
+        """How often a process asks the database what else is new: erasures."""
+        return self.poll_s if self.tail == "postgres" else self.nats_check_s
+
 
 def variables() -> dict[str, str]:
     """Map each environment variable to the field of `Settings` it sets."""

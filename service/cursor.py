@@ -13,8 +13,8 @@ from urllib.parse import parse_qsl
 
 from service.errors import BadRequest
 from service.event import from_unix
-from service.eventlog import EventLog
 from service.filter import Filter, parse_topics
+from service.readable import ReadableLog
 from service.window import Window
 
 Params = Mapping[str, list[str]]
@@ -142,7 +142,7 @@ def parse_place(text: str, name: str) -> Place:
     return Place(int(match[1]), match[2])
 
 
-async def resolve(begin: Begin, eventlog: EventLog, window: Window) -> int:
+async def resolve(begin: Begin, eventlog: ReadableLog, window: Window) -> int:
     """Return the position after which to read.
 
     Raises LogDiverged, PositionPruned or PositionAhead if the log does not continue from there;

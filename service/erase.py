@@ -34,6 +34,15 @@ class Erasure:
     events: int
 
 
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What the database says of a range: the log's anchor, the link at its end, any erasure."""
+
+    anchor: int
+    link: bytes | None
+    has_erased: bool
+
+
 class Erasures:
     """Erases, and knows what was erased."""
 
@@ -57,6 +66,11 @@ class Erasures:
         return [
             tuple(row) for row in await fetch(self._database, _SQL.erased_after, number, position)
         ]
+
+    async def prove(self, first: int, last: int) -> Proof:
+        """Return what a copy of the events from `first` to `last` is to be compared with."""
+        [row] = await fetch(self._database, _SQL.prove, first, last)
+        return Proof(*row)
 
 
 async def erase_deleted_users(erasures: Erasures, delay_s: float, every_s: float = EVERY_S) -> None:
@@ -86,7 +100,7 @@ def start_erasing(
 ) -> None:
     """Start the loops of a process."""
     erasures = Erasures(database)
-    forgetting = Forgetting(erasures, eventlog, window, settings.poll_s)
+    forgetting = Forgetting(erasures, eventlog, window, settings.database_check_s)
     supervisor.start("erased", forgetting.run)
     if settings.erase_on_user_deleted:
         erase = partial(erase_deleted_users, erasures, settings.erase_delay_s)

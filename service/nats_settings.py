@@ -6,10 +6,10 @@ For whoever mirrors the log into a JetStream stream, and whoever reads it there.
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, SecretStr, field_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationInfo, field_validator
 
 from service.retention_settings import parse_size
 
@@ -32,7 +32,7 @@ class NatsSettings(BaseModel):
         None,
         validation_alias="CAUSEWAY_NATS_URL",
         description="NATS servers, comma-separated: `nats://host:4222`, or `tls://`. Needed by the "
-        "role `mirror`.",
+        "role `mirror` and by `CAUSEWAY_TAIL=nats`.",
     )
     nats_credentials: SecretStr | None = Field(
         None,
@@ -97,6 +97,27 @@ class NatsSettings(BaseModel):
         description="Events that the mirror has published and NATS has not acknowledged yet, at "
         "the most.",
     )
+
+    tail: Literal["postgres", "nats"] = Field(
+        "postgres",
+        validation_alias="CAUSEWAY_TAIL",
+        description="Where streams get new events: `postgres`, or `nats`, the mirror's stream.",
+    )
+    nats_check_s: float = Field(
+        5.0,
+        gt=0,
+        le=60,
+        validation_alias="CAUSEWAY_NATS_CHECK_S",
+        description="With `CAUSEWAY_TAIL=nats`: Postgres is asked this often for the log's end and "
+        "for erasures.",
+    )
+
+    @field_validator("tail")
+    @classmethod
+    def _check_tail(cls, value: str, info: ValidationInfo) -> str:
+        if value == "nats" and not info.data.get("nats_url"):
+            raise ValueError("CAUSEWAY_NATS_URL is needed for it")
+        return value
 
     @field_validator("nats_url")
     @classmethod

@@ -11,12 +11,11 @@ from service.auth import StoredToken, Tokens
 from service.consumer import Consumer, Consumers
 from service.errors import LogUnavailable, WebhooksOff
 from service.event import timestamp
-from service.head import Head
+from service.follower import Follower
 from service.history import History, LastEvent
 from service.sources import DEFAULT_SOURCE, Sources
 from service.standing import Standing, Standings
 from service.stats import Stats
-from service.tail import Tail
 
 CACHED_S = 2.0  # many open pages ask at once: the database is asked this often at the most
 SECRETS = ("current", "previous")
@@ -65,7 +64,7 @@ class Overview:
         sources: Sources,
         consumers: Consumers,
         tokens: Tokens,
-        follower: Tail | Head,
+        follower: Follower,
         checks: Mapping[str, Check],
         standings: Standings,
     ) -> None:

@@ -38,11 +38,11 @@ from service.errors import (
     Problem,
 )
 from service.event import checkpoint_block
-from service.eventlog import EventLog
 from service.filter import Filter
 from service.hub import Hub, Subscriber
 from service.lease import Hold
 from service.metrics import Metrics
+from service.readable import ReadableLog
 from service.turn import PARAMS as TURN_PARAMS
 from service.turn import Turn, Turns
 from service.window import Chunk, View, Window
@@ -66,7 +66,7 @@ class Stream:
     def __init__(
         self,
         settings: Settings,
-        eventlog: EventLog,
+        eventlog: ReadableLog,
         window: Window,
         hub: Hub,
         tokens: Tokens,

@@ -7,8 +7,8 @@ and is an alarm, never skipped.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from time import perf_counter
 
 from service.errors import LogDamaged, PositionPruned
@@ -80,12 +80,15 @@ class Tail:
 
     async def run(self) -> None:
         """Follow the log, for ever. Raises whatever stops it, for the supervisor to begin anew."""
-        if self._window.position < 0:
-            await self._begin()
+        await self.begin()
+        with self.alarming():
+            await self.follow()
+
+    @contextmanager
+    def alarming(self) -> Iterator[None]:
+        """Alarm if the block meets damage or another history, and begin anew after it."""
         try:
-            while True:
-                await self._read_new()
-                await self._wait()
+            yield
         except (LogChanged, LogDamaged, PositionPruned) as error:
             # Pruning keeps far behind the tail; but if it ever overtakes us, that is no damage.
             self.is_damaged = self.is_damaged or not isinstance(error, PositionPruned)
@@ -95,8 +98,16 @@ class Tail:
             self._on_changed()
             raise
 
-    async def _begin(self) -> None:
-        """Fill the window with the newest events, so that who resumes finds them in memory."""
+    async def follow(self) -> None:
+        """Read on from the window's end, for ever. It may be cancelled at any point."""
+        while True:
+            await self._read_new()
+            await self._wait()
+
+    async def begin(self) -> None:
+        """Begin the window, if it has not begun, so far back that who resumes finds its place."""
+        if self._window.position >= 0:
+            return
         bounds = await self._eventlog.bounds()
         self._known_head = self._preloaded_to = bounds.head_position
         start = max(bounds.anchor_position, bounds.head_position - self._preload_events)
@@ -113,7 +124,7 @@ class Tail:
             async with asyncio.timeout(self._poll_s):
                 await self._wake.wait()
         if self._clock() - self._checked_at >= self._poll_s:
-            await self._check_head()
+            await self.check_head()
             self._checked_at = self._clock()
 
     async def _read_new(self) -> None:
@@ -126,14 +137,21 @@ class Tail:
             self._read_at = self._clock()
             if not events:
                 return
-            self._check_continues(events)
-            self._window.append([Frame(event) for event in events])
-            self._known_head = max(self._known_head, self._window.position)
-            self._metrics.log_head.set(self._window.position)
-            if self._on_read is not None:
-                new = [event for event in events if event.position > self._preloaded_to]
-                self._on_read(new, perf_counter() - began)
+            self.take(events, began)
             await asyncio.sleep(0)  # a long catch-up must not starve the streams
+
+    def take(self, events: list[Event], began: float) -> None:
+        """Hand out `events`, dense and oldest first. Raises LogChanged if they do not continue.
+
+        `began`: when they began to be read, in seconds of `perf_counter`.
+        """
+        self._check_continues(events)
+        self._window.append([Frame(event) for event in events])
+        self._known_head = max(self._known_head, self._window.position)
+        self._metrics.log_head.set(self._window.position)
+        if self._on_read is not None:
+            new = [event for event in events if event.position > self._preloaded_to]
+            self._on_read(new, perf_counter() - began)
 
     def _check_continues(self, events: list[Event]) -> None:
         """Is what was read chained to what was handed out? `read_after` has looked for holes.
@@ -147,8 +165,11 @@ class Tail:
         if link != first.link:
             raise LogChanged(f"position {first.position} is not chained to the one before")
 
-    async def _check_head(self) -> None:
-        """Is what was handed out last still in the log, if nothing follows it?"""
+    async def check_head(self) -> None:
+        """Is what was handed out last still in the log, if nothing follows it?
+
+        Raises LogChanged if it is not.
+        """
         bounds = await self._eventlog.bounds()
         self._known_head = bounds.head_position
         if bounds.head_position < self._window.position:

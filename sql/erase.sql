@@ -18,3 +18,11 @@ FROM causeway.erased
 WHERE erasure_id > $1
     AND position > $2
 ORDER BY erasure_id, position;
+
+-- name: prove
+-- $1, $2: positions, both inclusive. The anchor; the link at $2 (NULL: not in the log); whether any of
+-- them was erased. Indexes: event_pkey, erased_pkey.
+SELECT anchor_position,
+    (SELECT link FROM causeway.event WHERE position = $2) AS link,
+    EXISTS (SELECT FROM causeway.erased WHERE position BETWEEN $1 AND $2) AS has_erased
+FROM causeway.log;
