@@ -19,6 +19,7 @@ from prometheus_client import (
 )
 
 from service.latency import LONG_BUCKETS_S, SHORT_BUCKETS_S, DeliveryHistogram
+from service.mirror_metrics import MirrorMetrics
 from service.upkeep_metrics import UpkeepMetrics
 
 BATCH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -78,6 +79,7 @@ class Metrics:
         self._declare_traces()
         self.upkeep = UpkeepMetrics(self.registry)
         self._declare_connections()
+        self.mirror = MirrorMetrics(self.registry)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)

@@ -1,7 +1,8 @@
 """What a process does: the roles that it has. Pure.
 
-Every process can have all of them, and has by default. Apart, the load of one cannot slow another:
-a fan-out to thousands of streams delays no 200. Any number of processes may have the same role.
+Every process can have all of them, and has all but `mirror` by default. Apart, the load of one
+cannot slow another: a fan-out to thousands of streams delays no 200. Any number of processes may
+have the same role.
 """
 
 from enum import StrEnum
@@ -10,17 +11,19 @@ from enum import StrEnum
 class Role(StrEnum):
     """`ingest` takes Bridge's webhooks, `stream` serves readers, `relay` calls callbacks.
 
-    `admin` serves `/api`, which needs the database alone.
+    `admin` serves `/api`, which needs the database alone. `mirror` copies the log into NATS.
     """
 
     INGEST = "ingest"
     STREAM = "stream"
     RELAY = "relay"
     ADMIN = "admin"
+    MIRROR = "mirror"
 
 
 Roles = frozenset[Role]
-ALL: Roles = frozenset(Role)
+# What a process does where nobody said: the mirror needs a NATS to mirror into.
+ALL: Roles = frozenset(Role) - {Role.MIRROR}
 
 
 def parse_roles(text: str) -> Roles:

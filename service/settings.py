@@ -97,7 +97,7 @@ class CoreSettings(BaseModel):
         ALL,
         validation_alias="CAUSEWAY_ROLES",
         description="What this process does, comma-separated: `ingest`, `stream`, `relay`, "
-        "`admin`. Unset: all.",
+        "`admin`, `mirror`. Unset: all but `mirror`.",
     )
     workers: int = Field(
         1,

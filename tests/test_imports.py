@@ -84,7 +84,7 @@ def test_each_file_of_sql_has_one_module_that_uses_it() -> None:
         for name in (
             *("eventlog", "history", "consumer"),
             *("webhook", "delivery", "delivery_list", "replay"),
-            *("erase", "prune", "upkeep"),
+            *("erase", "prune", "upkeep", "mirror_lease"),
         )
     }
     users = {
@@ -119,7 +119,10 @@ def test_nothing_below_the_endpoints_knows_http() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["signature", "event", "filter", "address", "callback_url", "roles", "exposition", "span"],
+    [
+        *("signature", "event", "mirrored", "filter", "address", "callback_url", "roles"),
+        *("exposition", "span"),
+    ],
 )
 def test_the_pure_core_has_no_io(module: str) -> None:
     assert not imports_of(module) & {"asyncio", "asyncpg", "socket", "logging", *HTTP}

@@ -20,6 +20,7 @@ from tests.test_ops import until
 from tests.test_receive import Start
 
 NEVER_S = 60.0
+NOWHERE = "nats://127.0.0.1:9"
 PATHS = {
     Role.INGEST: ["/webhooks/bridge", "/webhooks/bridge/default"],
     Role.STREAM: ["/stream", "/events", "/events/1", "/consumers", "/consumers/billing"],
@@ -50,7 +51,7 @@ def test_roles_are_named_in_any_order(text: str, expected: set[Role]) -> None:
 
 @pytest.mark.parametrize("text", ["", " , ", "reader", "ingest,reader", "INGEST"])
 def test_an_unknown_role_is_named_beside_the_known_ones(text: str) -> None:
-    with pytest.raises(ValueError, match="ingest, stream, relay, admin") as caught:
+    with pytest.raises(ValueError, match="ingest, stream, relay, admin, mirror") as caught:
         parse_roles(text)
     assert not re.search("reader|INGEST", text) or re.search("'(reader|INGEST)'", str(caught.value))
 
@@ -69,7 +70,7 @@ async def test_the_option_wins_over_the_environment() -> None:
 async def test_a_role_answers_its_own_paths_and_names_itself_for_others(
     start: Start, role: Role
 ) -> None:
-    running = await start(roles=role)
+    running = await start(roles=role, nats_url=NOWHERE)
     headers = {"authorization": f"Bearer {ADMIN_TOKEN}"}
     async with httpx2.AsyncClient(base_url=running.url, headers=headers) as client:
         for owner, paths in PATHS.items():
@@ -88,7 +89,7 @@ async def test_a_role_answers_its_own_paths_and_names_itself_for_others(
 
 @pytest.mark.parametrize("role", Role)
 async def test_a_role_is_ready_by_checks_that_fit_it(start: Start, role: Role) -> None:
-    running = await start(roles=role)
+    running = await start(roles=role, nats_url=NOWHERE)
     checks = await until(running, "/readyz", 200)
     reads = {"tail"} if role is Role.STREAM else set()
     assert set(checks) == {"loops", "database", "draining"} | reads
@@ -119,12 +120,18 @@ async def test_only_ingest_needs_a_secret_of_bridges(start: Start) -> None:
         await start(roles=Role.INGEST, bridge_webhook_secret=())
 
 
+async def test_the_mirror_needs_to_be_asked_for_and_to_know_where_nats_is(start: Start) -> None:
+    assert Role.MIRROR not in ALL
+    with pytest.raises(ConfigError, match="CAUSEWAY_NATS_URL"):
+        await start(roles=Role.MIRROR)
+
+
 async def test_roles_apart_do_together_what_one_process_does(
     start: Start, receiver: Receiver
 ) -> None:
     """Polls are a minute apart: what arrives was woken by LISTEN."""
     by_role: dict[Role, Running] = {
-        role: await start(roles=role, poll_s=NEVER_S, **RELAY) for role in Role
+        role: await start(roles=role, poll_s=NEVER_S, **RELAY) for role in ALL
     }
     async with httpx2.AsyncClient(timeout=10) as client:
         answer = await client.post(
