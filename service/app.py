@@ -25,8 +25,9 @@ from service.delivery_admin import DeliveryAdmin
 from service.delivery_api import DeliveryApi
 from service.delivery_list import DeliveryList
 from service.erase import start_erasing
+from service.errors import ConfigError
 from service.eventlog import EventLog
-from service.follower import Follower
+from service.follower import Follower, WindowFollower
 from service.following import follow, make_following
 from service.forget import forget_digests
 from service.hub import Hub
@@ -35,8 +36,7 @@ from service.lag import EVERY_S as LAG_EVERY_S
 from service.lag import watch_lag
 from service.lease import Leases
 from service.metrics import Metrics
-from service.nats_tail import NatsTail
-from service.ops import Check, Ops
+from service.ops import Check, Note, Ops
 from service.pages import Pages
 from service.partition import make_partitions
 from service.peers import Peers
@@ -48,7 +48,6 @@ from service.routes import Endpoints, build
 from service.standing import Standings
 from service.stream import Stream
 from service.supervise import Supervisor
-from service.tail import Tail
 from service.turn import Turns
 from service.upkeep import watch_upkeep
 from service.webhook_admin import WebhookAdmin
@@ -71,7 +70,7 @@ class Service:
     app: Starlette
     appender: Appender
     hub: Hub
-    tail: Tail | NatsTail
+    tail: WindowFollower
     window: Window
     eventlog: EventLog
     relaying: Relaying
@@ -106,7 +105,9 @@ async def open_service(
         stream = Stream(settings, following.log, window, hub, base.tokens, turns, metrics)
         follower = follow(base, tail, relaying.relay.wake)
         ready = _ready(base, follower, tail, hub)
-        notes = {"tail": tail.note} if isinstance(tail, NatsTail) else {}
+        notes = dict(following.notes)
+        if Role.MIRROR in settings.roles:
+            notes["mirror"] = _mirror(base)
         live = {"loops": ready["loops"]}
         ops = Ops(metrics, live=live, ready=ready, notes=notes, peers=peers)
         administering = _administer(base, follower, relaying, ready)
@@ -183,6 +184,17 @@ def _run_ingest(base: Base, appender: Appender) -> None:
     supervisor.start("forget", partial(forget_digests, base.eventlog, window_s))
 
 
+def _mirror(base: Base) -> Note:
+    """Run the mirror; return what it says of itself. Its library comes with an extra."""
+    try:
+        from service.mirroring import start_mirroring
+    except ModuleNotFoundError as missing:
+        raise ConfigError(
+            f"{missing.name} is missing, the role mirror needs it: install causeway[server,nats]"
+        ) from missing
+    return start_mirroring(base).says
+
+
 def _run_stream(base: Base, hub: Hub, leases: Leases, acks: Acks) -> None:
     supervisor = base.supervisor
     # The lag is the same in every process: gateways, which may be many, look it up less often.
@@ -206,7 +218,7 @@ def _appender(base: Base) -> Appender:
     )
 
 
-def _ready(base: Base, follower: Follower, tail: Tail | NatsTail, hub: Hub) -> dict[str, Check]:
+def _ready(base: Base, follower: Follower, tail: WindowFollower, hub: Hub) -> dict[str, Check]:
     """Return what must hold for this process to be ready: each check says what is wrong."""
     stale_s = STALE_READ_S + 2 * base.settings.poll_s
 

@@ -96,7 +96,11 @@ class NatsTail:
         heard = float("-inf") if self._feed is None else self._feed.heard_at
         return min(self._tail.behind_s(), self._clock() - heard)
 
-    def note(self) -> str:
+    def follows_nats(self) -> bool:
+        """True while new events come from the stream."""
+        return self._feed is not None
+
+    def says(self) -> str:
         """Say which of the two is followed, and why."""
         if self._feed is not None:
             return f"the stream {self._settings.nats_stream} is followed"
@@ -108,12 +112,12 @@ class NatsTail:
         with self._tail.alarming():
             while True:
                 async with AsyncExitStack() as stack:
-                    connection, feed = await first_of(
+                    connection, feed = await race(
                         self._seek(stack), self._follow_postgres(), self._listening()
                     )
                     try:
                         self._switch(connection, feed)
-                        await first_of(self._follow(feed), self._watch_head())
+                        await race(self._follow(feed), self._watch_head())
                     except TROUBLES as error:
                         self._fall(error)
                     finally:
@@ -287,7 +291,7 @@ def reason_of(error: Exception) -> str:
     return "gone" if isinstance(error, StreamGone) else "misfit"
 
 
-async def first_of(first: Coroutine[Any, Any, T], *others: Coroutine[Any, Any, Any]) -> T:
+async def race(first: Coroutine[Any, Any, T], *others: Coroutine[Any, Any, Any]) -> T:
     """Run all until one ends, and end the others; return what `first` returned.
 
     Raises what the one that ended raised.

@@ -27,6 +27,16 @@ if TYPE_CHECKING:
     from tests.nats_server import NatsServer
 
 TEMPLATE = "causeway_template"
+# Their services follow the log in Postgres, and once more in its mirror. Not among them: test_order,
+# which has no tail, and test_pages, since pages are read from Postgres in both cases.
+ON_BOTH_TAILS = {"test_stream", "test_stream_slow", "test_consumer_stream"}
+# The first two need that what was appended at once is read at once: a stream's messages come one by
+# one. The lag of consumers is looked up more seldom over NATS.
+ON_POSTGRES_ONLY = {
+    "test_subscribers_at_one_cursor_share_one_chunk",
+    "test_a_live_stream_that_falls_behind_goes_on_in_the_history_it_has_read",
+    "test_the_lag_is_a_metric_that_vanishes_with_its_consumer",
+}
 ON_BOTH_LOOPS = {"test_callback"}  # sockets and TLS differ between asyncio's loop and uvloop
 REQUIRE_ALL = bool(os.environ.get("CAUSEWAY_TEST_REQUIRE_ALL"))
 _numbers = itertools.count(1)
@@ -54,6 +64,41 @@ def need_program(name: str, *others: str) -> str:
     if REQUIRE_ALL:
         pytest.fail(f"{name} is not installed, and CAUSEWAY_TEST_REQUIRE_ALL is set")
     pytest.skip(f"{name} is not installed")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of some modules over both tails."""
+    is_both = metafunc.module.__name__.rpartition(".")[2] in ON_BOTH_TAILS
+    if is_both and "tail_settings" in metafunc.fixturenames:
+        is_one = metafunc.function.__name__ in ON_POSTGRES_ONLY
+        tails = ["postgres"] if is_one else ["postgres", "nats"]
+        metafunc.parametrize("tail_settings", tails, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def shared_nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator["NatsServer"]:
+    """A NATS server of this test run, for tests that do it no harm."""
+    from tests.nats_server import nats_server  # it imports this module
+
+    with nats_server(tmp_path_factory.mktemp("nats")) as server:
+        yield server
+
+
+@pytest.fixture
+async def tail_settings(
+    request: pytest.FixtureRequest, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[dict[str, object]]:
+    """What makes a service of the test follow the log in Postgres, or in NATS beside a mirror."""
+    if getattr(request, "param", "postgres") == "postgres":
+        yield {}
+        return
+    from tests.nats_feeder import feeding_stream
+
+    server: NatsServer = request.getfixturevalue("shared_nats")
+    monkeypatch.setattr("service.nats_tail.RETURN_S", (0.01,))
+    settings: dict[str, object] = {"tail": "nats", "nats_url": server.url, "nats_check_s": 0.2}
+    async with feeding_stream(database, make_settings(**settings)):
+        yield settings
 
 
 @pytest.fixture(scope="session")
@@ -121,7 +166,9 @@ def settings() -> Settings:
 
 
 @pytest.fixture
-async def start(database: Database) -> AsyncIterator[Callable[..., object]]:
+async def start(
+    database: Database, tail_settings: dict[str, object]
+) -> AsyncIterator[Callable[..., object]]:
     """Start a service on the test's database: `running = await start(heartbeat_s=0.2)`.
 
     Any number may run at once on the same log; all are stopped at the end of the test.
@@ -129,16 +176,16 @@ async def start(database: Database) -> AsyncIterator[Callable[..., object]]:
     async with AsyncExitStack() as stack:
 
         async def start_one(**overrides: object) -> Running:
-            settings = make_settings(**overrides)
+            settings = make_settings(**(tail_settings | overrides))
             return await stack.enter_async_context(running_service(settings, database))
 
         yield start_one
 
 
 @pytest.fixture
-async def service(database: Database) -> AsyncIterator[Running]:
+async def service(database: Database, tail_settings: dict[str, object]) -> AsyncIterator[Running]:
     """A service with the settings of tests, on a database of its own."""
-    async with running_service(make_settings(), database) as running:
+    async with running_service(make_settings(**tail_settings), database) as running:
         yield running
 
 

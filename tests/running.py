@@ -80,11 +80,20 @@ async def running_service(settings: Settings, database: Database) -> AsyncIterat
             await eventually(
                 lambda: server.started and (service.window.position >= 0 or not is_reading)
             )
+            if settings.tail == "nats" and is_reading:
+                await eventually(lambda: follows_nats(service))
             try:
                 yield running
             finally:
                 server.stop()
                 await asyncio.wait_for(task, settings.drain_s + 2 * settings.shutdown_s + 5)
+
+
+def follows_nats(service: Service) -> bool:
+    """True if the service's new events come from NATS."""
+    return (
+        service.metrics.registry.get_sample_value("causeway_tail_source", {"source": "nats"}) == 1
+    )
 
 
 async def eventually(condition: object, *, within_s: float = 10.0) -> None:

@@ -18,6 +18,7 @@ from service.event import NewEvent, parse_event
 from service.eventlog import EventLog
 from service.filter import Filter
 from service.payloads import events as bridge_events
+from service.tail import Tail
 from tests.bridge import USER, body, new_event, post
 from tests.commands import command
 from tests.logkeeping import append as append_to
@@ -295,6 +296,7 @@ async def test_what_comes_into_the_window_after_its_erasure_is_let_go_too(
     running = await start(poll_s=0.1)
     log, window = running.service.eventlog, running.service.window
     tail = running.service.tail
+    assert isinstance(tail, Tail)
     read_after, is_held = tail._eventlog.read_after, asyncio.Event()
 
     async def read_late(*arguments: int, **options: int) -> object:

@@ -15,6 +15,7 @@ from service.metrics import (
     ATTEMPT_OUTCOMES,
     CLOSE_REASONS,
     DISABLED_REASONS,
+    FALLBACK_REASONS,
     LOGINS,
     OUTCOMES,
     SPAN_OUTCOMES,
@@ -38,7 +39,7 @@ CLOSED_LABELS = {
     "source": {"default", "-"},
     "outcome": {*OUTCOMES, *LOGINS, *ATTEMPT_OUTCOMES, *SPAN_OUTCOMES},
     "secret": {"current", "previous"},
-    "reason": {*CLOSE_REASONS, *DISABLED_REASONS},
+    "reason": {*CLOSE_REASONS, *DISABLED_REASONS, *FALLBACK_REASONS},
     "via": set(VIA),
 }
 
