@@ -20,6 +20,7 @@ try:
         consumer_commands,
         document_commands,
         logs,
+        mirror_commands,
         operate,
         replay_commands,
         retention_commands,
@@ -75,6 +76,7 @@ app.command()(document_commands.openapi)
 app.command()(retention_commands.prune)
 app.command()(retention_commands.erase)
 app.add_typer(consumer_commands.app, name="consumers")
+app.add_typer(mirror_commands.app, name="mirror")
 app.command()(replay_commands.replay)
 
 

@@ -6,6 +6,7 @@
     ├── DeliveryMissing                  an audit found an event that a webhook was owed
     ├── MirrorUnavailable                NATS cannot answer now; try again
     ├── NotMirrored                      a message of the mirror's stream is no event of ours
+    ├── StreamRefused                    JetStream refused a request; says why
     ├── Misfit                           the mirror's stream is not this log's; says how to go on
     └── Problem                          an answer to a caller: status, code, message
         ├── NotAnEvent          400 not_an_event          signed, but no event
@@ -71,6 +72,14 @@ class MirrorUnavailable(CausewayError):
 
 class NotMirrored(CausewayError):
     """A message of the mirror's stream is no event that Causeway has published."""
+
+
+class StreamRefused(CausewayError):
+    """JetStream refused a request; `code` is like HTTP's."""
+
+    def __init__(self, code: int, description: str) -> None:
+        super().__init__(description)
+        self.code = code
 
 
 class Misfit(CausewayError):

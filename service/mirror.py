@@ -18,13 +18,14 @@ from service.errors import (
     MirrorUnavailable,
     Misfit,
     PositionPruned,
+    StreamRefused,
 )
 from service.event import Event, chain_link
 from service.eventlog import EventLog
 from service.mirror_fit import Place, fit
 from service.mirror_lease import MirrorLease
 from service.mirror_metrics import MirrorMetrics
-from service.mirror_stream import MirrorStream, StreamRefused
+from service.mirror_stream import MirrorStream
 from service.nats import Connection, connected
 from service.nats_settings import NatsSettings
 from service.publisher import Publisher, publishing

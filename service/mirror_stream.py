@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from service.errors import MirrorUnavailable, Misfit
+from service.errors import MirrorUnavailable, Misfit, StreamRefused
 from service.event import Event
 from service.mirrored import SUBJECTS
 from service.nats import REQUEST_TIMEOUT_S, Connection, Stream, translated
@@ -33,14 +33,6 @@ _REQUIRED: dict[str, tuple[Any, ...]] = {
     "sources": (None, []),
     "subject_transform": (None,),
 }
-
-
-class StreamRefused(Exception):
-    """JetStream refused a request; `code` is like HTTP's."""
-
-    def __init__(self, code: int, description: str) -> None:
-        super().__init__(description)
-        self.code = code
 
 
 @dataclass(frozen=True, slots=True)

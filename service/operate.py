@@ -91,6 +91,11 @@ def with_tokens(settings: Settings, work: Callable[[Tokens], Awaitable[T]]) -> T
     return _run(settings, lambda pool: work(Tokens(settings, pool)))
 
 
+def with_eventlog(settings: Settings, work: Callable[[EventLog], Awaitable[T]]) -> T:
+    """Return what `work` does with the log."""
+    return _run(settings, lambda pool: work(EventLog(pool)))
+
+
 def _run(settings: Settings, work: Callable[[Pool], Awaitable[T]]) -> T:
     async def main(dsn: str) -> T:
         async with _open(dsn) as pool:

@@ -29,7 +29,7 @@ _CONFIG = """
 server_name: {name}
 listen: 127.0.0.1:{port}
 http: 127.0.0.1:{monitor_port}
-max_payload: 2MB
+max_payload: {max_payload}
 jetstream {{ store_dir: "{folder}", {sync} }}
 {more}
 """
@@ -93,6 +93,18 @@ class NatsServer:
         """Let it go on."""
         self._signal(signal.SIGCONT)
 
+    def last_sequence(self, stream: str) -> int | None:
+        """Return a stream's last sequence number, as the server's monitoring says."""
+        url = f"http://127.0.0.1:{self.monitor_port}/jsz?streams=true"
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            accounts = json.load(answer).get("account_details") or []
+        for account in accounts:
+            for found in account.get("stream_detail") or []:
+                if found["name"] == stream:
+                    last: int = found["state"]["last_seq"]
+                    return last
+        return None
+
     def output(self) -> str:
         """Return all that it logged."""
         return (self.folder / "log").read_text()
@@ -128,11 +140,20 @@ def version_of(program: str) -> tuple[int, ...]:
 
 @contextmanager
 def nats_server(
-    folder: Path, *, program: str | None = None, more: str = ""
+    folder: Path,
+    *,
+    program: str | None = None,
+    more: str = "",
+    max_payload: str = "2MB",
+    syncs: bool = True,
 ) -> Iterator[NatsServer]:
-    """Run one server until the end of the block; `more` is added to its configuration."""
+    """Run one server until the end of the block.
+
+    `more` is added to its configuration; `syncs`: each write, which takes what a disk takes for it.
+    """
     [ports] = _free_ports(1)
-    server = _make(program or find_server(), folder, "one", ports[:2], more)
+    program = program or find_server()
+    server = _make(program, folder, "one", ports[:2], more, max_payload, syncs=syncs)
     with _running([server]):
         yield server
 
@@ -168,10 +189,19 @@ def _running(servers: Sequence[NatsServer]) -> Iterator[None]:
         yield
 
 
-def _make(program: str, folder: Path, name: str, ports: Sequence[int], more: str) -> NatsServer:
+def _make(
+    program: str,
+    folder: Path,
+    name: str,
+    ports: Sequence[int],
+    more: str,
+    max_payload: str = "2MB",
+    *,
+    syncs: bool = True,
+) -> NatsServer:
     folder.mkdir(parents=True, exist_ok=True)
     port, monitor_port = ports
-    can_sync = version_of(program) >= _SYNC_SINCE
+    is_synced = syncs and version_of(program) >= _SYNC_SINCE
     config = folder / "nats.conf"
     config.write_text(
         _CONFIG.format(
@@ -179,8 +209,9 @@ def _make(program: str, folder: Path, name: str, ports: Sequence[int], more: str
             port=port,
             monitor_port=monitor_port,
             folder=folder / "store",
-            sync="sync_interval: always" if can_sync else "",
+            sync="sync_interval: always" if is_synced else "",
             more=more,
+            max_payload=max_payload,
         )
     )
     return NatsServer(program, folder, config, port, monitor_port)

@@ -20,6 +20,10 @@ SECRET_VARIABLES = [
     "CAUSEWAY_ADMIN_TOKEN",
     "CAUSEWAY_STREAM_TOKEN",
     "CAUSEWAY_SECRET_KEY",
+    "CAUSEWAY_NATS_URL",
+    "CAUSEWAY_NATS_CREDENTIALS",
+    "CAUSEWAY_NATS_PASSWORD",
+    "CAUSEWAY_NATS_TOKEN",
 ]
 FIELDS = Settings.model_fields
 NUMBERS = [name for name, field in variables().items() if FIELDS[field].annotation in (int, float)]
@@ -173,6 +177,8 @@ def test_a_good_secret_beside_a_bad_setting_is_never_shown() -> None:
     secrets = {
         name: f"postgresql://u:{HIDDEN}@h/db"
         if name.startswith("DATABASE")
+        else f"nats://u:{HIDDEN}@h"
+        if name == "CAUSEWAY_NATS_URL"
         else f"{HIDDEN}-token-0123456789-0123456789"
         for name in SECRET_VARIABLES
     }
@@ -189,10 +195,11 @@ def test_every_secret_setting_is_known_as_one() -> None:
 @pytest.mark.parametrize("name", SECRET_VARIABLES)
 def test_a_secret_can_come_from_a_file(name: str, tmp_path: Path) -> None:
     file = tmp_path / "secret"
-    file.write_text("postgresql://from-a-file/0123456789\n")
+    scheme = "nats" if name == "CAUSEWAY_NATS_URL" else "postgresql"
+    file.write_text(f"{scheme}://from-a-file/0123456789\n")
     value = getattr(load({f"{name}_FILE": str(file)}), variables()[name])
     value = value[0] if isinstance(value, tuple) else value
-    assert value.get_secret_value() == "postgresql://from-a-file/0123456789"
+    assert value.get_secret_value() == f"{scheme}://from-a-file/0123456789"
 
 
 def test_any_setting_can_come_from_a_file(tmp_path: Path) -> None:
@@ -242,3 +249,16 @@ def test_one_or_two_secrets_are_separated_by_commas_or_line_ends(
 def test_no_secret_or_three_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="one or two secrets were expected"):
         split_secrets(text)
+
+
+@pytest.mark.parametrize(
+    "url", ["host:4222", "http://host:4222", "nats://", "nats://a, ,nats://b", "nats://a:b:c"]
+)
+def test_an_address_of_nats_that_cannot_be_one_is_refused(url: str) -> None:
+    assert refusal(CAUSEWAY_NATS_URL=url).startswith("CAUSEWAY_NATS_URL: nats://host:4222 or")
+
+
+def test_addresses_of_nats_are_separated_by_commas() -> None:
+    settings = load({"CAUSEWAY_NATS_URL": "nats://u:p@a:4222, tls://b"})
+    assert settings.nats_urls == ("nats://u:p@a:4222", "tls://b")
+    assert load({}).nats_urls == ()

@@ -1,0 +1,32 @@
+"""A mirror as a process of its own, and nothing else: quick to start, and to be killed.
+
+python -m tests.mirror_worker
+"""
+
+import asyncio
+
+from prometheus_client import CollectorRegistry
+
+from service.config import load
+from service.db import create_pool
+from service.erase import Erasures
+from service.eventlog import EventLog
+from service.mirror import Mirror
+from service.mirror_lease import MirrorLease
+from service.mirror_metrics import MirrorMetrics
+
+
+async def main() -> None:
+    """Mirror until somebody ends it."""
+    settings = load()
+    assert settings.database_url is not None
+    dsn = settings.database_url.get_secret_value()
+    async with create_pool(dsn, max_size=1) as pool:
+        lease = MirrorLease(dsn, settings.nats_stream, settings.poll_s)
+        metrics = MirrorMetrics(CollectorRegistry())
+        parts = (settings, EventLog(pool), Erasures(pool), lease, metrics)
+        await Mirror(*parts, poll_s=settings.poll_s).run()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,461 @@
+"""The mirror: its stream's sequence numbers are the positions, whatever happens on the way."""
+
+import asyncio
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from service.db import Connection
+from service.erase import Erasures
+from service.eventlog import EventLog
+from service.mirrored import message_of
+from tests.bridge import USER, new_event
+from tests.commands import command
+from tests.conftest import REQUIRE_ALL
+from tests.mirroring import (
+    STREAM,
+    alone,
+    ask,
+    assert_mirrored,
+    client_of,
+    fill,
+    make_stream,
+    position_of,
+    publishes,
+    read_stream,
+    until_level,
+    value,
+)
+from tests.nats_proxy import nats_proxy
+from tests.nats_server import NatsServer, nats_server, version_of
+from tests.running import (
+    ROOT,
+    Database,
+    Running,
+    environment,
+    eventually,
+    make_settings,
+    running_service,
+)
+from tests.stored import prune, remove
+from tests.test_ops import until
+from tests.test_receive import Start
+
+DEBIAN = Path("/usr/sbin/nats-server")
+
+
+async def note_of(mirror: Running) -> str:
+    """Return what `/readyz` says of the mirror."""
+    async with httpx2.AsyncClient() as client:
+        answer = await client.get(f"{mirror.url}/readyz")
+    note: str = answer.json()["notes"]["mirror"]
+    return note
+
+
+async def until_misfit(mirror: Running, words: str) -> None:
+    """Wait until the mirror has stopped, and says why."""
+    async with asyncio.timeout(15):
+        while not re.search(
+            f"^stopped: .*{words}.* `causeway mirror check`", await note_of(mirror)
+        ):
+            await asyncio.sleep(0.05)
+    assert value(mirror, "causeway_mirror_misfit") == 1
+    assert value(mirror, "causeway_mirror_active") == 0
+    await until(mirror, "/readyz", 200)
+    assert mirror.fatal == []
+
+
+async def test_ten_thousand_events_have_their_positions_as_sequence_numbers(
+    start: Start, service: Running, tmp_path: Path
+) -> None:
+    with nats_server(tmp_path / "quick", syncs=False) as nats:
+        eventlog = service.service.eventlog
+        await fill(eventlog, 9_000)
+        mirror = await start(roles="mirror", nats_url=nats.url)
+        await until_level(mirror, 9_000)
+        await fill(eventlog, 1_000)
+        await until_level(mirror, 10_000)
+        assert await assert_mirrored(nats, eventlog) == 10_000
+        assert publishes(mirror, "acked") == 10_000
+        assert value(mirror, "causeway_mirror_lag_events") == 0
+        await eventually(lambda: value(mirror, "causeway_mirror_lag_seconds") == 0)
+        assert await note_of(mirror) == "mirroring"
+
+
+async def test_an_event_is_in_the_stream_at_once(
+    start: Start, service: Running, nats: NatsServer
+) -> None:
+    """Woken by LISTEN: polls are a minute apart."""
+    mirror = await start(roles="mirror", nats_url=nats.url, poll_s=60.0)
+    await eventually(lambda: value(mirror, "causeway_mirror_active") == 1)
+    for position in (1, 2):
+        await fill(service.service.eventlog, 1)
+        await until_level(mirror, position, within_s=3)
+
+
+@contextmanager
+def worker(env: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a mirror as a process of its own until the end of the block."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.mirror_worker"], env=env, cwd=ROOT
+    ) as popen:
+        try:
+            yield popen
+        finally:
+            popen.kill()
+
+
+@pytest.mark.parametrize(
+    ("held", "in_stream"),
+    [
+        ({"publishes": 0}, 0),
+        ({"publishes": 25}, 25),
+        ({"publishes": 25, "within": 200}, 25),
+        ({"answers": 0}, 60),
+        ({"answers": 25}, 60),
+    ],
+    ids=["before", "between-publishes", "within-a-publish", "before-answers", "between-answers"],
+)
+async def test_a_mirror_killed_anywhere_neither_skips_nor_doubles(
+    start: Start,
+    service: Running,
+    database: Database,
+    nats: NatsServer,
+    held: dict[str, int],
+    in_stream: int,
+) -> None:
+    """And what it had sent arrives after another has taken over: that is refused."""
+    eventlog = service.service.eventlog
+    await make_stream(nats)
+    await fill(eventlog, 60)
+    async with nats_proxy(nats.port, **held) as proxy:
+        env = environment(DATABASE_URL=database.service_dsn, CAUSEWAY_NATS_URL=proxy.url)
+        with worker(env) as killed:
+            await eventually(lambda: proxy.has_stopped)
+            standby = await start(roles="mirror", nats_url=nats.url, poll_s=0.1)
+            await eventually(lambda: _last(nats) == in_stream)
+            assert value(standby, "causeway_mirror_active") == 0
+            killed.kill()
+        await until_level(standby, 60)
+        await proxy.let_late_ones_arrive()
+        await fill(eventlog, 10)
+        await until_level(standby, 70)
+    assert await assert_mirrored(nats, eventlog) == 70
+    assert publishes(standby, "acked") == 70 - in_stream
+
+
+async def test_a_publish_that_timed_out_but_arrived_is_there_once(
+    start: Start, service: Running, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.publisher.ACK_TIMEOUT_S", 0.3)
+    eventlog = service.service.eventlog
+    async with nats_proxy(nats.port, answers=3) as proxy:
+        await make_stream(nats)
+        await fill(eventlog, 5)
+        mirror = await start(roles="mirror", nats_url=proxy.url)
+        await eventually(lambda: publishes(mirror, "unsure") > 0)
+        assert "acknowledged nothing" in await note_of(mirror)
+        proxy.answers.passes = None
+        proxy.answers.stopped.clear()
+        await fill(eventlog, 5)
+        await until_level(mirror, 10)
+    assert await assert_mirrored(nats, eventlog) == 10
+    assert publishes(mirror, "acked") + publishes(mirror, "unsure") == 10
+
+
+async def test_two_mirrors_that_both_believe_to_be_alone_do_no_harm(
+    database: Database, service: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their sessions died unseen, and the lease was given twice."""
+    monkeypatch.setattr("service.mirror_lease._SQL.try_lease", "SELECT $1 <> ''")
+    monkeypatch.setattr("service.mirror.RETRY_S", 0.01)
+    eventlog = service.service.eventlog
+    with nats_server(tmp_path / "quick", syncs=False) as nats:
+        settings = make_settings(roles="mirror", nats_url=nats.url)
+        async with (
+            running_service(settings, database) as one,
+            running_service(settings, database) as two,
+        ):
+            for _ in range(20):
+                await fill(eventlog, 100)
+            await eventually(lambda: max(position_of(one), position_of(two)) == 2000)
+            assert await assert_mirrored(nats, eventlog) == 2000
+            acked = publishes(one, "acked") + publishes(two, "acked")
+            assert acked + publishes(one, "unsure") + publishes(two, "unsure") >= 2000
+
+
+async def test_nats_goes_away_and_comes_back(
+    start: Start, service: Running, nats: NatsServer
+) -> None:
+    eventlog = service.service.eventlog
+    mirror = await start(roles="mirror", nats_url=nats.url)
+    await fill(eventlog, 50)
+    await until_level(mirror, 50)
+    nats.kill()
+    await fill(eventlog, 50)
+    await eventually(lambda: value(mirror, "causeway_mirror_lag_events") == 50)
+    await eventually(lambda: value(mirror, "causeway_mirror_lag_seconds") > 0)
+    await eventually(lambda: value(mirror, "causeway_mirror_active") == 0)
+    assert "NATS cannot answer now" in await note_of(mirror)
+    nats.start()
+    await until_level(mirror, 100)
+    assert await assert_mirrored(nats, eventlog) == 100
+    assert await note_of(mirror) == "mirroring"
+
+
+async def test_postgres_goes_away_and_comes_back(
+    start: Start, service: Running, nats: NatsServer, owner: Connection
+) -> None:
+    """Each time, all sessions are lost, the lease's as well."""
+    eventlog = service.service.eventlog
+    mirror = await start(roles="mirror", nats_url=nats.url, poll_s=0.05)
+    for position in (10, 20, 30):
+        await owner.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND application_name = 'causeway'"
+        )
+        await _append_again(eventlog, 10)
+        await until_level(mirror, position)
+    assert await assert_mirrored(nats, eventlog) == 30
+
+
+async def test_a_stream_that_was_deleted_is_made_anew(
+    start: Start, service: Running, nats: NatsServer
+) -> None:
+    eventlog = service.service.eventlog
+    mirror = await start(roles="mirror", nats_url=nats.url, poll_s=0.1)
+    await fill(eventlog, 20)
+    await until_level(mirror, 20)
+    await ask(nats, f"DELETE.{STREAM}")
+    await fill(eventlog, 20)
+    await eventually(lambda: _last(nats) == 40)
+    assert await assert_mirrored(nats, eventlog) == 40
+
+
+@pytest.mark.parametrize("poll_s", [0.05, 60.0], ids=["seen", "unseen"])
+async def test_a_stream_that_lost_events_goes_on_with_holes(
+    start: Start, service: Running, nats: NatsServer, poll_s: float
+) -> None:
+    """Purged to 10, its newest deleted, then all purged: readers find them in Postgres."""
+    eventlog = service.service.eventlog
+    mirror = await start(roles="mirror", nats_url=nats.url, poll_s=poll_s)
+    await fill(eventlog, 20)
+    await until_level(mirror, 20)
+    await ask(nats, f"PURGE.{STREAM}", seq=10)
+    await ask(nats, f"MSG.DELETE.{STREAM}", seq=20)
+    await fill(eventlog, 5)
+    await until_level(mirror, 25)
+    assert alone(await read_stream(nats)) == [*range(10, 20), *range(21, 26)]
+    await ask(nats, f"PURGE.{STREAM}")
+    await fill(eventlog, 5)
+    await until_level(mirror, 30)
+    assert alone(await read_stream(nats)) == [*range(26, 31)]
+
+
+async def test_a_stream_of_another_history_stops_the_mirror_until_it_is_made_anew(
+    start: Start, database: Database, service: Running, nats: NatsServer, owner: Connection
+) -> None:
+    eventlog = service.service.eventlog
+    first = await start(roles="mirror", nats_url=nats.url, poll_s=0.1)
+    await fill(eventlog, 10)
+    await until_level(first, 10)
+    await remove(owner, 8, 10)  # as a restore of an older backup would
+    await until_misfit(first, "the stream ends at 10, the log at 7: the log was restored")
+    await fill(eventlog, 5)
+    await until_misfit(first, r"position 10 is 10\.\w+ in the stream, 10\.\w+ in the log")
+    where = {"DATABASE_URL": database.service_dsn, "CAUSEWAY_NATS_URL": nats.url}
+    checked = await command("mirror", "check", **where)
+    assert checked.code == 1
+    assert "position 10 is 10." in checked.err
+    done = await command("mirror", "rebuild", "--yes", "--from", "3", **where)
+    assert done.out == "the stream CAUSEWAY is empty, and begins at position 3\n", done.err
+    await until_level(first, 12)
+    assert await assert_mirrored(nats, eventlog, after=2) == 10
+    assert value(first, "causeway_mirror_misfit") == 0
+    checked = await command("mirror", "check", **where)
+    assert checked.out == "the stream CAUSEWAY fits: positions 3 to 12, 0 behind the log\n"
+
+
+async def test_a_log_that_is_replaced_is_not_mirrored_over_the_old_one(
+    start: Start, service: Running, nats: NatsServer, owner: Connection
+) -> None:
+    """The mirror looks for nothing else than what follows: polls are a minute apart."""
+    eventlog = service.service.eventlog
+    mirror = await start(roles="mirror", nats_url=nats.url, poll_s=60.0)
+    await fill(eventlog, 10)
+    await until_level(mirror, 10)
+    await remove(owner, 8, 10)
+    await fill(eventlog, 5)
+    await eventually(lambda: value(mirror, "causeway_mirror_misfit") == 1)
+    assert len(await read_stream(nats)) == 10
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"max_msgs_per_subject": 1}, "max_msgs_per_subject 1"),
+        ({"subjects": ["bridge.default.>"]}, "subjects"),
+        ({"description": "Causeway's log 0"}, "mirrors another log"),
+        ({"deny_delete": True}, "deny_delete"),
+        ({"retention": "workqueue"}, "retention 'workqueue'"),
+    ],
+)
+async def test_a_stream_that_could_not_hold_the_log_stops_the_mirror(
+    start: Start, nats: NatsServer, config: dict[str, object], words: str
+) -> None:
+    await make_stream(nats, **config)
+    mirror = await start(roles="mirror", nats_url=nats.url)
+    await until_misfit(mirror, words)
+
+
+async def test_a_message_that_is_no_event_stops_the_mirror(
+    start: Start, service: Running, nats: NatsServer
+) -> None:
+    await fill(service.service.eventlog, 3)
+    await make_stream(nats)
+    async with client_of(nats) as client:
+        await client.jetstream().publish("bridge.x", b"{}")
+    mirror = await start(roles="mirror", nats_url=nats.url)
+    await until_misfit(mirror, "sequence 1: a message of the stream is no event")
+
+
+async def test_an_event_in_another_place_stops_the_mirror(
+    start: Start, service: Running, nats: NatsServer
+) -> None:
+    await fill(service.service.eventlog, 3)
+    [_, second, _] = await service.service.eventlog.read_after(0)
+    message = message_of(second)
+    await make_stream(nats)
+    async with client_of(nats) as client:
+        await client.jetstream().publish(message.subject, message.body, headers=message.headers)
+    mirror = await start(roles="mirror", nats_url=nats.url)
+    await until_misfit(mirror, "sequence 1 of the stream holds position 2")
+
+
+async def test_an_event_too_large_for_the_server_stops_the_mirror_with_its_size(
+    start: Start, service: Running, tmp_path: Path
+) -> None:
+    with nats_server(tmp_path / "small", max_payload="4KB") as nats:
+        mirror = await start(roles="mirror", nats_url=nats.url)
+        await fill(service.service.eventlog, 3)
+        await fill(service.service.eventlog, 1, text="x" * 4000)
+        await until_misfit(mirror, r"position 4 is \d+ bytes long .* max_payload is 4096: raise it")
+        assert len(await read_stream(nats)) == 3
+
+
+async def test_what_was_erased_from_the_log_is_overwritten_in_the_stream(
+    start: Start, service: Running, nats: NatsServer
+) -> None:
+    eventlog = service.service.eventlog
+    mark = "b4d0c0de"
+    await fill(eventlog, 3, user_uuid="0" * 8 + USER[8:], item_id=1)
+    await fill(eventlog, 2, item_id=77, secret=mark)
+    mirror = await start(roles="mirror", nats_url=nats.url, poll_s=0.1)
+    await until_level(mirror, 5)
+    assert _is_on_disk(nats, mark)
+    await _erase(service, USER)
+    await eventually(lambda: not _is_on_disk(nats, mark))
+    assert alone(await read_stream(nats)) == [1, 2, 3]
+    await fill(eventlog, 2, user_uuid="0" * 8 + USER[8:], item_id=1)
+    await until_level(mirror, 7)
+    assert alone(await read_stream(nats)) == [1, 2, 3, 6, 7]
+    found = mirror.service.metrics.registry.get_sample_value("causeway_mirror_erased_total")
+    assert found == 2
+
+
+async def test_what_was_erased_while_no_mirror_ran_is_overwritten_when_one_does(
+    start: Start, database: Database, service: Running, nats: NatsServer
+) -> None:
+    """And what it publishes later is a tombstone from the start."""
+    eventlog = service.service.eventlog
+    await fill(eventlog, 2, item_id=77, secret="b4d0c0de")
+    settings = make_settings(roles="mirror", nats_url=nats.url)
+    async with running_service(settings, database) as mirror:
+        await until_level(mirror, 2)
+    await fill(eventlog, 2, item_id=77, secret="b4d0c0de")
+    await _erase(service, USER)
+    again = await start(roles="mirror", nats_url=nats.url)
+    await until_level(again, 4)
+    found = await read_stream(nats)
+    assert alone(found) == [3, 4]
+    assert all(b'"erased":true' in body for _, _, body in found)
+    assert not _is_on_disk(nats, "b4d0c0de")
+
+
+async def test_a_pruned_log_begins_where_it_begins(
+    start: Start, service: Running, nats: NatsServer, owner: Connection
+) -> None:
+    eventlog = service.service.eventlog
+    await fill(eventlog, 20)
+    await prune(owner, 12)
+    mirror = await start(roles="mirror", nats_url=nats.url)
+    await until_level(mirror, 20)
+    assert await assert_mirrored(nats, eventlog, after=12) == 8
+
+
+async def test_a_log_pruned_past_the_streams_end_stops_the_mirror(
+    start: Start, database: Database, service: Running, nats: NatsServer, owner: Connection
+) -> None:
+    settings = make_settings(roles="mirror", nats_url=nats.url)
+    await fill(service.service.eventlog, 10)
+    async with running_service(settings, database) as mirror:
+        await until_level(mirror, 10)
+    await fill(service.service.eventlog, 10)
+    await prune(owner, 15)
+    again = await start(roles="mirror", nats_url=nats.url)
+    await until_misfit(again, "the stream ends at 10, .* no longer has what follows: .* at 16")
+
+
+async def test_an_old_server_mirrors_a_whole_log_and_refuses_a_pruned_one(
+    start: Start, service: Running, owner: Connection, tmp_path: Path
+) -> None:
+    """Debian 12 has 2.9, which begins every stream at 1."""
+    if not DEBIAN.exists():
+        (pytest.fail if REQUIRE_ALL else pytest.skip)("Debian's nats-server is not installed")
+    if version_of(str(DEBIAN)) >= (2, 10):
+        pytest.skip("Debian's nats-server is not an old one")
+    eventlog = service.service.eventlog
+    with nats_server(tmp_path / "old", program=str(DEBIAN)) as nats:
+        mirror = await start(roles="mirror", nats_url=nats.url, poll_s=0.1)
+        await fill(eventlog, 600, item_id=77, secret="b4d0c0de")
+        await until_level(mirror, 600)
+        assert await assert_mirrored(nats, eventlog) == 600
+        await _erase(service, USER)
+        await eventually(lambda: not _is_on_disk(nats, "b4d0c0de"))
+        await prune(owner, 400)
+        await ask(nats, f"DELETE.{STREAM}")
+        await until_misfit(mirror, "begins at position 401, .* 2.10 or newer is needed")
+
+
+async def _append_again(eventlog: EventLog, events: int) -> None:
+    """Append, until the database has come back; the same events are the same."""
+    batch = [new_event() for _ in range(events)]
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await eventlog.append(batch, timeout_s=5)
+                return
+            except Exception:  # noqa: BLE001 - the session was just ended
+                await asyncio.sleep(0.05)
+
+
+async def _erase(service: Running, user: str) -> None:
+    erasures = Erasures(service.service.eventlog._readers)
+    assert (await erasures.erase_user(user, reason="test", by="test")).events > 0
+
+
+def _is_on_disk(nats: NatsServer, text: str) -> bool:
+    """Is `text` in any file of the server's store?"""
+    files = [path for path in (nats.folder / "store").rglob("*") if path.is_file()]
+    return any(text.encode() in path.read_bytes() for path in files)
+
+
+def _last(nats: NatsServer) -> int | None:
+    """Return the stream's last sequence number, as the server's monitoring says."""
+    return nats.last_sequence(STREAM)
