@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
+from nats.errors import Error
 from nats.js.api import StorageType, StreamConfig
 from nats.js.errors import NotFoundError
 
@@ -38,6 +39,7 @@ class Feeder:
         self._going.set()
         self.spoil: Spoil = lambda event: event
         self.position = 0
+        self._is_new = False
 
     def pause(self) -> None:
         """Publish no more, until `resume`."""
@@ -47,12 +49,17 @@ class Feeder:
         """Go on."""
         self._going.set()
 
+    def forget(self) -> None:
+        """Look at the stream anew: somebody has deleted it."""
+        self._is_new = True
+
     async def run(self) -> None:
         """Publish what the log has, for ever."""
         async with create_pool(self._database.service_dsn, max_size=1) as pool:
             while True:
                 with suppress(
-                    MirrorUnavailable, LogUnavailable, LogDamaged, PositionPruned, NotFoundError
+                    *(MirrorUnavailable, LogUnavailable, LogDamaged, PositionPruned),
+                    *(Error, TimeoutError),
                 ):
                     async with connected(self._settings, "feeder") as connection:
                         await self._feed(EventLog(pool), connection)
@@ -64,14 +71,17 @@ class Feeder:
 
     async def _feed(self, eventlog: EventLog, connection: Connection) -> None:
         self.position = await make_stream(connection, self._settings, self._replicas)
+        self._is_new = False
         while True:
             await self._going.wait()
+            if self._is_new:
+                return
             self._wake.clear()
             events = await eventlog.read_after(self.position)
             if not self._going.is_set():
                 continue
-            for event in map(self.spoil, events):
-                await self._publish(connection, event)
+            await asyncio.gather(*(self._publish(connection, self.spoil(e)) for e in events))
+            self.position += len(events)
             if not events:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), 0.2)
@@ -87,7 +97,6 @@ class Feeder:
             )
         except Exception as error:  # whatever it was: the next connection looks at the stream
             raise MirrorUnavailable(type(error).__name__) from error
-        self.position = event.position
 
 
 async def make_stream(connection: Connection, settings: NatsSettings, replicas: int = 1) -> int:
@@ -118,7 +127,8 @@ async def feeding_stream(
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(error, asyncio.CancelledError) for error in ended), ended
         with suppress(MirrorUnavailable):
             await delete_stream(settings)
 

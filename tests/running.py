@@ -66,8 +66,13 @@ def make_settings(**overrides: object) -> Settings:
 
 
 @asynccontextmanager
-async def running_service(settings: Settings, database: Database) -> AsyncIterator[Running]:
-    """Run a service on a free port of 127.0.0.1 until the end of the block."""
+async def running_service(
+    settings: Settings, database: Database, *, is_waiting_for_nats: bool = True
+) -> AsyncIterator[Running]:
+    """Run a service on a free port of 127.0.0.1 until the end of the block.
+
+    One that is to follow NATS does so when the block begins.
+    """
     fatal: list[str] = []
     with listen(settings) as sock:
         async with open_service(settings, database.service_dsn, fatal.append) as service:
@@ -80,7 +85,7 @@ async def running_service(settings: Settings, database: Database) -> AsyncIterat
             await eventually(
                 lambda: server.started and (service.window.position >= 0 or not is_reading)
             )
-            if settings.tail == "nats" and is_reading:
+            if settings.tail == "nats" and is_reading and is_waiting_for_nats:
                 await eventually(lambda: follows_nats(service))
             try:
                 yield running

@@ -1,0 +1,586 @@
+"""A gateway that follows the mirror, on a real nats-server: it loses nothing, whatever happens.
+
+A second service on the same log follows Postgres: what both send must be the same to the byte.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from service import mirror as mirror_module
+from service import nats_log, nats_tail
+from service.db import Connection, create_pool
+from service.erase import Erasures
+from service.event import Event
+from service.nats import connected
+from service.nats_feed import Feed
+from service.nats_log import MirroredLog
+from service.nats_tail import NatsTail
+from service.roles import ALL, spell
+from tests.bridge import USER, new_event
+from tests.logkeeping import append, append_many, positions, replace_log, sample
+from tests.nats_feeder import Feeder, Spoil, delete_stream, feeding_stream, other_link
+from tests.nats_server import NatsServer, nats_cluster
+from tests.reader import Block, follow, reading
+from tests.running import Database, Running, eventually, make_settings, running_service
+
+OTHER = "11111111-2222-4333-8444-555555555555"
+CHECK_S = 0.3
+SOURCES = ("nats", "postgres")
+
+
+@dataclass
+class Gateway:
+    """A service that follows the stream, what fills the stream, and one that follows Postgres."""
+
+    running: Running
+    feeder: Feeder
+    plain: Running
+
+    def source(self) -> str:
+        """Return what the tail follows, as the metric says it."""
+        [source] = [s for s in SOURCES if sample(self.running, "tail_source", source=s)]
+        return source
+
+    async def reach(self, source: str, within_s: float = 10.0) -> None:
+        """Return when the tail follows `source`."""
+        try:
+            await eventually(lambda: self.source() == source, within_s=within_s)
+        except AssertionError as error:
+            raise AssertionError(self.running.service.tail.says()) from error  # type: ignore[attr-defined]
+
+    def fallbacks(self, reason: str) -> float:
+        return sample(self.running, "tail_fallbacks_total", reason=reason)
+
+    async def note(self) -> str:
+        """Return what `/readyz` says of the tail; the service must be ready."""
+        async with httpx2.AsyncClient() as client:
+            answer = await client.get(f"{self.running.url}/readyz")
+        assert answer.status_code == 200, answer.text
+        said: str = answer.json()["notes"]["tail"]
+        return said
+
+    async def same(self, head: int, query: str = "from=start") -> list[Block]:
+        """Read up to `head` from both services; return the events, which are the same."""
+        found: list[list[Block]] = [[], []]
+        await asyncio.gather(
+            follow(self.running.url, found[0], until=head, query=query),
+            follow(self.plain.url, found[1], until=head, query=query),
+        )
+        assert found[0] == found[1]
+        assert positions(found[0]) == list(range(1, head + 1))
+        return found[0]
+
+
+Open = Callable[..., Awaitable[Gateway]]
+
+
+@pytest.fixture
+async def opening(
+    database: Database, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Open]:
+    """Open a gateway: `gateway = await opening(window_events=10)`; it follows NATS at once."""
+    shorten(monkeypatch)
+    async with AsyncExitStack() as stack:
+
+        async def open_one(**overrides: object) -> Gateway:
+            return await stack.enter_async_context(gateway(database, nats.url, **overrides))
+
+        yield open_one
+
+
+@pytest.fixture
+async def opened(
+    database: Database, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Gateway]:
+    """A gateway beside the mirror itself."""
+    shorten(monkeypatch)
+    async with mirrored(database, nats.url) as opened:
+        yield opened
+
+
+def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nats_tail, "RETURN_S", (0.1, 0.3, 0.5))
+    monkeypatch.setattr(nats_tail, "LAG_S", 0.5)
+    monkeypatch.setattr(mirror_module, "RETRY_S", 0.2)
+
+
+@asynccontextmanager
+async def gateway(database: Database, url: str, **overrides: object) -> AsyncIterator[Gateway]:
+    """A gateway beside a feeder, which can be told to fail."""
+    settings = make_settings(tail="nats", nats_url=url, nats_check_s=CHECK_S, **overrides)
+    async with (
+        feeding_stream(database, settings) as feeder,
+        running_service(make_settings(**overrides), database) as plain,
+        running_service(settings, database) as running,
+    ):
+        yield Gateway(running, feeder, plain)
+
+
+@asynccontextmanager
+async def mirrored(database: Database, url: str, replicas: int = 1) -> AsyncIterator[Gateway]:
+    """A gateway beside the mirror itself, which fails as NATS does."""
+    mirror = make_settings(roles=f"{spell(ALL)},mirror", nats_url=url, nats_replicas=replicas)
+    settings = make_settings(tail="nats", nats_url=url, nats_check_s=CHECK_S, roles="stream")
+    async with (
+        running_service(mirror, database) as plain,
+        running_service(settings, database) as running,
+    ):
+        yield Gateway(running, Feeder(database, settings), plain)
+
+
+@asynccontextmanager
+async def load(opened: Gateway) -> AsyncIterator[Callable[[], int]]:
+    """Append and read for the block; then all that was read must be all that was appended."""
+    is_over = asyncio.Event()
+    found: list[Block] = []
+
+    async def appending() -> None:
+        while not is_over.is_set():
+            await opened.plain.service.eventlog.append(
+                [new_event() for _ in range(5)], timeout_s=10
+            )
+            await asyncio.sleep(0.01)
+
+    reader = asyncio.create_task(follow(opened.running.url, found))
+    writer = asyncio.create_task(appending())
+    try:
+        yield lambda: found[-1].position if found else 0
+        is_over.set()
+        await writer
+        head = (await opened.plain.service.eventlog.bounds()).head_position
+        await eventually(lambda: found and found[-1].position == head)
+    finally:
+        writer.cancel()
+        reader.cancel()
+        await asyncio.gather(writer, reader, return_exceptions=True)
+    assert found == await opened.same(head)
+
+
+async def grows(position: Callable[[], int], by: int = 50, within_s: float = 10.0) -> None:
+    """Return when a reader has got `by` more events."""
+    wanted = position() + by
+    await eventually(lambda: position() >= wanted, within_s=within_s)
+
+
+@pytest.fixture
+async def erasures(database: Database) -> AsyncIterator[Erasures]:
+    async with create_pool(database.service_dsn, max_size=1) as pool:
+        yield Erasures(pool)
+
+
+async def delete_message(opened: Gateway, position: int) -> None:
+    """Take a message out of the stream, as the mirror does for an erased event."""
+    settings = opened.running.settings
+    async with connected(settings, "test") as connection:
+        await connection.jetstream.delete_msg(settings.nats_stream, position)
+
+
+# Away and back
+
+
+async def test_a_server_that_is_killed_and_comes_back_costs_no_event(
+    opened: Gateway, nats: NatsServer
+) -> None:
+    assert await opened.note() == "the stream CAUSEWAY is followed"
+    async with load(opened) as position:
+        for _ in range(2):
+            await grows(position)
+            nats.kill()
+            await opened.reach("postgres", within_s=3)
+            assert (await opened.note()).startswith("Postgres is followed: ")
+            await grows(position)
+            nats.start()
+            await opened.reach("nats", within_s=15)
+        await grows(position)
+    assert opened.fallbacks("away") == 2
+
+
+async def test_a_server_that_says_nothing_is_given_up_within_a_bound(
+    opened: Gateway, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nats_tail, "LAG_S", 10.0)  # its silence is noticed, not its lag
+    async with load(opened) as position:
+        await grows(position)
+        nats.freeze()
+        await opened.reach("postgres", within_s=4)
+        await grows(position)
+        nats.thaw()
+        await opened.reach("nats", within_s=15)
+        await grows(position)
+    assert opened.fallbacks("away") == 1
+
+
+async def test_a_mirror_that_lags_is_noticed_without_anybody_asking(opening: Open) -> None:
+    opened = await opening()
+    async with load(opened) as position:
+        await grows(position)
+        opened.feeder.pause()
+        await opened.reach("postgres", within_s=3)
+        await grows(position)
+        opened.feeder.resume()
+        await opened.reach("nats")
+        await grows(position)
+    assert opened.fallbacks("lagging") == 1
+
+
+async def test_who_falls_again_and_again_comes_back_more_and_more_slowly(
+    opening: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nats_tail, "RETURN_S", (0.1, 60.0))
+    opened = await opening()
+    opened.feeder.spoil = other_link(1)
+    await append(opened.running)
+    await opened.reach("postgres")
+    opened.feeder.spoil = lambda event: event
+    await append(opened.running)
+    await asyncio.sleep(3 * CHECK_S)  # several of the first pauses
+    assert opened.source() == "postgres"
+
+
+async def test_without_nats_a_gateway_starts_and_serves_from_postgres(
+    database: Database,
+) -> None:
+    settings = make_settings(tail="nats", nats_url="nats://127.0.0.1:1", roles="stream,ingest")
+    async with (
+        running_service(make_settings(), database) as plain,
+        running_service(settings, database, is_waiting_for_nats=False) as running,
+    ):
+        opened = Gateway(running, None, plain)  # type: ignore[arg-type]
+        await append_many(running, 20)
+        await opened.same(20)
+        assert opened.source() == "postgres"
+        await eventually(lambda: "NATS cannot answer" in running.service.tail.says())  # type: ignore[attr-defined]
+        assert "NATS cannot answer" in await opened.note()
+
+
+# A stream that is wrong
+
+
+def alarms(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what the tail called a person for."""
+    records = [record for record in caplog.records if record.name == "causeway.nats_tail"]
+    return [vars(record)["reason"] for record in records if record.levelname == "ERROR"]
+
+
+async def test_a_deleted_stream_is_an_alarm_and_is_followed_again_when_it_is_made_anew(
+    opening: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = await opening()
+    async with load(opened) as position:
+        await grows(position)
+        opened.feeder.pause()
+        await delete_stream(opened.running.settings)
+        await opened.reach("postgres", within_s=5)
+        await eventually(lambda: "there is no stream CAUSEWAY" in alarms(caplog))
+        await grows(position)
+        opened.feeder.forget()
+        opened.feeder.resume()
+        await opened.reach("nats", within_s=15)
+        await grows(position)
+
+
+async def test_a_purged_stream_is_followed_on_and_what_is_gone_is_read_from_postgres(
+    opening: Open,
+) -> None:
+    opened = await opening(window_events=10)
+    await append_many(opened.running, 300)
+    settings = opened.running.settings
+    async with connected(settings, "test") as connection:
+        await connection.jetstream.purge_stream(settings.nats_stream)
+    await append_many(opened.running, 300)
+    await opened.same(600)
+    assert opened.source() == "nats"
+
+
+def other_body(at: int) -> Spoil:
+    """Spoil the event at `at`: another body under the same link."""
+    return lambda event: replace(event, body=b"{}") if event.position == at else event
+
+
+@pytest.mark.parametrize("spoil", [other_link, other_body])
+async def test_what_is_not_the_logs_is_an_alarm_and_never_served(
+    opening: Open, spoil: Callable[[int], Spoil], caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = await opening()
+    await append_many(opened.running, 3)
+    opened.feeder.spoil = spoil(5)
+    for _ in range(4):
+        await append(opened.running)
+    await opened.same(7)
+    assert opened.fallbacks("misfit") == 1
+    assert alarms(caplog) == ["position 5 of the stream is not chained to the one before"]
+    assert not opened.running.service.tail.is_damaged, "the log is what it was"
+
+
+async def test_another_history_of_the_log_is_the_same_alarm_as_without_nats(
+    opening: Open, owner: Connection
+) -> None:
+    opened = await opening()
+    await append_many(opened.running, 5)
+    async with reading(opened.running.url, "control=1") as reader:
+        await reader.control("caught_up")
+        await replace_log(owner, 3)
+        assert await reader.control("closing") == {"reason": "diverged"}
+    assert opened.running.service.tail.is_damaged
+
+
+# Erased events
+
+
+@pytest.fixture
+def only_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing come into a window from Postgres: its gateway waits for the stream."""
+
+    async def never(_self: NatsTail) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(NatsTail, "_follow_postgres", never)
+
+
+@pytest.mark.usefixtures("only_the_stream")
+@pytest.mark.parametrize("is_deleted", [True, False])
+async def test_an_erased_event_is_the_tombstone_that_postgres_has(
+    database: Database,
+    nats: NatsServer,
+    erasures: Erasures,
+    monkeypatch: pytest.MonkeyPatch,
+    is_deleted: bool,
+) -> None:
+    monkeypatch.setattr(nats_tail, "RETURN_S", (0.5,))
+    async with gateway(database, nats.url) as opened:
+        other = opened.plain
+        await append(other, *(new_event(user_uuid=OTHER) for _ in range(3)))
+        await append(other, new_event(user_uuid=USER), new_event(user_uuid=OTHER))
+        await eventually(lambda: opened.feeder.position == 5)
+        await erasures.erase_user(USER, reason="test", by="test")
+        if is_deleted:
+            await delete_message(opened, 4)
+        async with running_service(opened.running.settings, database) as late:
+            await eventually(lambda: late.service.window.position == 5)
+            await eventually(
+                lambda: b"causeway.erased" in list(late.service.window.frames_after(0))[3].sse
+            )
+            blocks = await replace(opened, running=late).same(5)
+            assert [block.event == "causeway.erased" for block in blocks].index(True) == 3
+            assert sample(late, "tail_source", source="nats") == 1
+
+
+async def test_an_event_that_was_lost_and_not_erased_is_served_and_is_an_alarm(
+    opening: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrive, lost = Feed.arrive, []
+
+    async def losing(feed: Feed, message: Any) -> None:
+        """The consumer was never given the third event, so it numbers on without it."""
+        if message.headers and message.headers.get("ce-position") == "3":
+            lost.append(message)
+            feed._delivered += 1
+            return
+        await arrive(feed, message)
+
+    monkeypatch.setattr(Feed, "arrive", losing)
+    opened = await opening()
+    await append(opened.running, new_event(), new_event())
+    await append(opened.running, new_event(), new_event(), new_event())
+    assert lost
+    await opened.same(5)
+    assert opened.fallbacks("misfit") >= 1
+
+
+# On the way
+
+
+async def test_a_message_that_was_dropped_on_its_way_is_missed_and_read_again(
+    opening: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrive, count = Feed.arrive, [0]
+
+    async def dropping(feed: Feed, message: Any) -> None:
+        """nats-py drops what a slow consumer does not take."""
+        count[0] += 1
+        if count[0] != 40:
+            await arrive(feed, message)
+
+    monkeypatch.setattr(Feed, "arrive", dropping)
+    opened = await opening()
+    async with load(opened) as position:
+        await grows(position, 200)
+        await opened.reach("nats")
+    assert opened.fallbacks("away") == 1
+
+
+async def test_a_burst_comes_whole_to_a_gateway_that_is_slow(
+    opening: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = await opening()
+    monkeypatch.setattr(nats_tail, "LAG_S", 20.0)
+    take, batches = NatsTail._take, []
+
+    async def slowly(tail: NatsTail, events: list[Event]) -> None:
+        batches.append(len(events))
+        await asyncio.sleep(0.02)
+        await take(tail, events)
+
+    monkeypatch.setattr(NatsTail, "_take", slowly)
+    await opened.plain.service.eventlog.append(
+        [new_event(pad="x" * 2000) for _ in range(3000)], timeout_s=10
+    )
+    await eventually(lambda: opened.running.service.window.position == 3000, within_s=20)
+    assert sum(batches) == 3000
+    await opened.same(3000)
+    assert opened.fallbacks("away") == 0
+
+
+# Below the window
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Tell for each page below the window whether the stream had it."""
+    answers: list[bool] = []
+    block = MirroredLog._block
+
+    async def noted(log: MirroredLog, first: int) -> object:
+        found = await block(log, first)
+        answers.append(found is not None)
+        return found
+
+    monkeypatch.setattr(MirroredLog, "_block", noted)
+    return answers
+
+
+async def test_a_reader_below_the_window_reads_the_stream(opening: Open, asked: list[bool]) -> None:
+    opened = await opening(window_events=10)
+    await append_many(opened.running, 1200)
+    await opened.same(1200)
+    assert asked
+    assert all(asked)
+
+
+async def test_readers_below_the_window_share_what_is_fetched(
+    opening: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = await opening(window_events=10)
+    await append_many(opened.running, 600)
+    fetched: list[int] = []
+    fetch_range = nats_log.fetch_range
+
+    async def counting(connection: Any, stream: str, first: int, *more: int) -> list[Event]:
+        fetched.append(first)
+        return await fetch_range(connection, stream, first, *more)
+
+    monkeypatch.setattr(nats_log, "fetch_range", counting)
+    found: list[list[Block]] = [[] for _ in range(10)]
+    await asyncio.gather(*(follow(opened.running.url, blocks, until=600) for blocks in found))
+    assert all(positions(blocks) == list(range(1, 601)) for blocks in found)
+    assert sorted(fetched) == sorted(set(fetched)), "none twice"
+
+
+async def test_a_reader_below_the_stream_reads_postgres_up_to_it(
+    opening: Open, asked: list[bool]
+) -> None:
+    opened = await opening(window_events=10)
+    await append_many(opened.running, 600)
+    settings = opened.running.settings
+    async with connected(settings, "test") as connection:
+        await connection.jetstream.purge_stream(settings.nats_stream, seq=301)
+    await opened.same(600)
+    assert {True, False} == set(asked)
+
+
+async def test_below_the_window_an_erased_event_is_never_read_from_the_stream(
+    opening: Open, erasures: Erasures, asked: list[bool]
+) -> None:
+    opened = await opening(window_events=10)
+    events = [new_event(user_uuid=USER if number == 30 else OTHER) for number in range(1, 101)]
+    await append(opened.running, *events)
+    await erasures.erase_user(USER, reason="test", by="test")  # the stream still has it
+    blocks = await opened.same(100)
+    assert blocks[29].event == "causeway.erased"
+    assert False in asked
+
+
+async def test_below_the_window_a_stream_of_another_history_is_not_read(
+    opening: Open, asked: list[bool]
+) -> None:
+    opened = await opening(window_events=10)
+    opened.feeder.spoil = other_link(30)
+    await append_many(opened.running, 100)
+    opened.feeder.spoil = lambda event: event
+    await append_many(opened.running, 100)
+    await opened.reach("nats")
+    await opened.same(200)
+    assert False in asked
+
+
+async def test_resuming_is_checked_as_without_nats(opening: Open) -> None:
+    opened = await opening(window_events=10)
+    await append_many(opened.running, 100)
+    for last_id in ("5.00000000", "1000.00000000", "99.00000000"):
+        answers = []
+        for service in (opened.running, opened.plain):
+            async with reading(service.url, last_event_id=last_id) as reader:
+                error = await reader.error()
+                answers.append((reader.status, error["code"], error["message"]))
+        assert answers[0] == answers[1]
+
+
+# What it costs Postgres
+
+
+async def test_while_it_follows_nats_nobody_listens_and_the_log_is_not_read(
+    opening: Open, owner: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = await opening(roles="stream,ingest")
+    tail = opened.running.service.tail
+    assert isinstance(tail, NatsTail)
+    reads: list[int] = []
+    read_after = tail._eventlog.read_after
+
+    async def counting(position: int, **options: Any) -> list[Event]:
+        reads.append(position)
+        return await read_after(position, **options)
+
+    for eventlog in (tail._eventlog, tail._tail._eventlog):
+        monkeypatch.setattr(eventlog, "read_after", counting)
+    for _ in range(10):
+        await append(opened.running)
+    assert reads == []
+    listening = "SELECT count(*) FROM pg_stat_activity WHERE query IN ('SELECT 1') AND datname = $1"
+    name = await owner.fetchval("SELECT current_database()")
+    assert await owner.fetchval(listening, name) == 2, "the feeder, and the other service"
+
+
+# A cluster
+
+
+async def test_a_node_of_three_that_is_killed_under_load_costs_no_event(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten(monkeypatch)
+    with nats_cluster(tmp_path / "cluster") as servers:
+        urls = ",".join(server.url for server in servers)
+        async with mirrored(database, urls, replicas=3) as opened, load(opened) as position:
+            await grows(position)
+            leader = await leader_of(opened)
+            servers[leader].kill()
+            await grows(position, 200)
+            await opened.reach("nats", within_s=15)
+            servers[leader].start()
+            await grows(position, 200)
+
+
+async def leader_of(opened: Gateway) -> int:
+    """Return the number of the server that leads the stream: the worst one to lose."""
+    settings = opened.running.settings
+    async with connected(settings, "test") as connection:
+        info = await connection.jetstream.stream_info(settings.nats_stream)
+    assert info.cluster is not None
+    return int(str(info.cluster.leader).removeprefix("n"))
