@@ -84,7 +84,8 @@ async def connected(settings: NatsSettings, name: str) -> AsyncIterator[Connecti
         yield Connection(client, lost)
     finally:
         with suppress(nats.errors.Error, TimeoutError, OSError):
-            await asyncio.wait_for(client.close(), CLOSE_TIMEOUT_S)
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await client.close()
 
 
 @contextmanager

@@ -60,7 +60,8 @@ class Feed:
         if not self._messages:
             self._arrived.clear()
             try:
-                await asyncio.wait_for(self._arrived.wait(), SILENT_S)
+                async with asyncio.timeout(SILENT_S):
+                    await self._arrived.wait()
             except TimeoutError:
                 raise MirrorUnavailable(f"NATS has said nothing for {SILENT_S} s") from None
         if self._connection.lost.is_set():
