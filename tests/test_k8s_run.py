@@ -22,8 +22,7 @@ from tests.bridge import body, post
 from tests.conftest import need_program
 from tests.freezing import freezable
 from tests.k8s import ROOT, Manifest, one, pod_spec
-from tests.k8s import tools as tools  # fixtures
-from tests.k8s import trial as trial
+from tests.k8s import trial as trial  # fixture
 from tests.running import SECRET, STREAM_TOKEN, Database, free_port
 
 VALUES = {
