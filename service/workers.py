@@ -63,7 +63,7 @@ class Workers:
         self._roles = spell(settings.roles)
         self._listener = listener
         self._dsn = dsn
-        self._grace_s = settings.drain_s + 2 * settings.shutdown_s + MARGIN_S
+        self._grace_s = settings.drain_s + 3 * settings.shutdown_s + MARGIN_S
         self._gathering = [bind() for _ in range(settings.workers)]
         self._processes: dict[int, Process] = {}
         self._stopping = asyncio.Event()

@@ -12,6 +12,7 @@ import yaml
 
 from service import __version__
 from service.config import load, variables
+from service.relay import FLUSH_S
 from tests.conftest import need_program
 from tests.k8s import K8S, OVERLAYS, ROOT, Manifest, Tools, build, of_kind, one, pod_spec, run
 from tests.k8s import production as production  # fixtures
@@ -163,7 +164,7 @@ def test_the_grace_is_longer_than_the_way_down(production: list[Manifest]) -> No
     for manifest in deployments:
         spec = pod_spec(manifest)
         pre_stop = int(spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
-        longest = pre_stop + settings.drain_s + 2 * settings.shutdown_s
+        longest = pre_stop + settings.drain_s + 3 * settings.shutdown_s + FLUSH_S
         assert spec["terminationGracePeriodSeconds"] > longest
 
 
