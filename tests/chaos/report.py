@@ -12,6 +12,7 @@ from tests.chaos.recovery import Recovery
 from tests.chaos.run import Outcome
 from tests.chaos.schedule import Step
 
+SHOWN = 25  # violations; what breaks one promise often breaks it for many events
 TIMES = ("no 200", "200", "streams", "consumers")
 COLUMNS = ("fault", "times", "what was done", "promise", "seen", *TIMES)
 LEGEND = """\
@@ -40,7 +41,9 @@ def report(told: Told, outcome: Outcome) -> str:
     lines = [f"# Chaos, seed {told.seed}", "", verdict, ""]
     if violations:
         lines += ["Run it again:", "", f"    {told.command}", ""]
-        lines += [*_table(("violation", "what", "after"), _broken(outcome)), ""]
+        rows = list(_broken(outcome))
+        lines += [*_table(("violation", "what", "after"), rows[:SHOWN]), ""]
+        lines += [f"And {len(rows) - SHOWN} more.", ""] if len(rows) > SHOWN else []
     lines += ["## Faults", "", *_table(COLUMNS, _rows(told, outcome)), "", LEGEND, ""]
     lines += [*_left_out(told, outcome)]
     lines += ["## The run", "", *_table(("", ""), {**told.machine, **outcome.figures}.items()), ""]

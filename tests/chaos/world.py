@@ -52,8 +52,9 @@ SESSION_TIMEOUT_S = 30.0
 
 @dataclass(slots=True)
 class World:
-    """What the faults break, and what is seen."""
+    """What the faults break, and what is seen. `stack` ends what a fault leaves behind."""
 
+    stack: AsyncExitStack
     folder: Path
     postgres: EmbeddedPostgres
     ways: list[Proxy]  # of each replica to Postgres
@@ -111,9 +112,8 @@ async def open_world(seed: int, per_s: float) -> AsyncIterator[World]:
             Subscription(subscriber, urls, n % len(urls))
             for n, subscriber in enumerate(history.subscribers)
         ]
-        world = World(
-            *(folder, postgres, ways, replicas, receiver, bridge, history, subscriptions, secrets)
-        )
+        servers = (stack, folder, postgres, ways, replicas, receiver)
+        world = World(*servers, bridge, history, subscriptions, secrets)
         await stack.enter_async_context(_everybody(world, seed))
         yield world
 
