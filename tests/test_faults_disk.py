@@ -1,0 +1,109 @@
+"""Postgres' disk is full for a while: 503 until there is room, nothing is lost, and it goes on."""
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from service.embedded import EmbeddedPostgres
+from service.errors import CausewayError
+from service.migrate import migrate
+from tests.chaos.disk import Disk, Missing, small_disk
+from tests.conftest import REQUIRE_ALL
+from tests.faulty import assert_all_in_log_once, assert_each_once, assert_polite
+from tests.load import under_load
+from tests.reader import reading
+from tests.running import Database, eventually, make_settings, running_service
+
+MEGABYTES = {"data": 200, "wal": 100}
+
+
+@pytest.fixture
+async def disk(request: pytest.FixtureRequest) -> AsyncIterator[Disk]:
+    try:
+        with small_disk(MEGABYTES[request.param]) as disk:
+            yield disk
+    except Missing as missing:
+        assert not REQUIRE_ALL, str(missing)
+        pytest.skip(str(missing))
+
+
+@pytest.fixture
+async def cramped(disk: Disk, request: pytest.FixtureRequest) -> AsyncIterator[EmbeddedPostgres]:
+    """A Postgres on the small disk: all of it, or only its write-ahead log."""
+    folder = Path(tempfile.mkdtemp(prefix="causeway-disk-", dir="/tmp"))
+    folder.chmod(0o755)
+    postgres = EmbeddedPostgres(disk.folder if request.node.callspec.id == "data" else folder)
+    try:
+        with postgres:
+            await migrate(postgres.owner_url)
+            await postgres.allow_service_login()
+        if request.node.callspec.id == "wal":
+            disk.hold_wal(postgres.data_dir)
+        with postgres:
+            yield postgres
+    finally:
+        shutil.rmtree(folder)
+
+
+async def use_up_wal(postgres: EmbeddedPostgres) -> None:
+    """Go from one segment of the write-ahead log to the next, until there is none."""
+    with suppress(asyncpg.PostgresError, OSError):
+        connection = await asyncpg.connect(postgres.owner_url, timeout=5)
+        try:
+            async with asyncio.timeout(20):
+                while True:
+                    await connection.execute("SELECT pg_logical_emit_message(false, '', '')")
+                    await connection.execute("SELECT pg_switch_wal()")
+        finally:
+            connection.terminate()
+
+
+async def keep(postgres: EmbeddedPostgres) -> None:
+    """Start Postgres again whenever it is down, as an operator's supervisor does."""
+    while True:
+        with suppress(CausewayError):
+            await postgres.keep_running()
+        await asyncio.sleep(0.2)
+
+
+@pytest.mark.parametrize("disk", ["data", "wal"], indirect=True, ids=["data", "wal"])
+async def test_a_full_disk_is_503_and_with_room_again_everything_goes_on(
+    disk: Disk, cramped: EmbeddedPostgres, request: pytest.FixtureRequest
+) -> None:
+    is_wal = request.node.callspec.id == "wal"
+    database = Database(cramped.owner_url, cramped.service_url)
+    async with (
+        running_service(make_settings(), database) as running,
+        reading(running.url, "from=start") as reader,
+    ):
+        keeping = asyncio.create_task(keep(cramped))
+        async with under_load(running.url) as load:
+            await eventually(lambda: len(load.accepted) > 50)
+            disk.fill()
+            if is_wal:
+                await use_up_wal(cramped)
+            refused = len(load.refused)
+            await eventually(lambda: len(load.refused) > refused + 50)
+            accepted = len(load.accepted)
+            assert disk.free_bytes == 0
+            disk.give_back()
+            await eventually(lambda: len(load.accepted) > accepted + 50, within_s=30)
+        keeping.cancel()
+        for answer in load.refused:
+            assert_polite(answer)
+        assert load.lost == 0
+        await assert_each_once(reader, len(load.accepted))
+        connection = await asyncpg.connect(cramped.owner_url)
+        try:
+            await assert_all_in_log_once(connection, load)
+        finally:
+            await connection.close()
+        assert running.fatal == []
+    server_log = "".join(path.read_text() for path in (cramped.data_dir / "log").glob("*.log"))
+    assert ("PANIC" in server_log) == is_wal
