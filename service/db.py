@@ -116,9 +116,11 @@ async def fetch(
     with translated():
         if not isinstance(querier, asyncpg.Pool):
             return await querier.fetch(sql, *values, timeout=timeout_s)
-        async with querier.acquire(timeout=COMMAND_TIMEOUT_S) as connection:
+        acquired = querier.acquire(timeout=COMMAND_TIMEOUT_S)
+        async with acquired as connection:
             try:
-                return await connection.fetch(sql, *values, timeout=timeout_s)
+                with _left_if_read_only(connection):
+                    return await connection.fetch(sql, *values, timeout=timeout_s)
             except TimeoutError:
                 await _settle(connection)
                 raise
@@ -136,8 +138,23 @@ async def transaction(querier: Querier) -> AsyncIterator[Connection]:
                 yield querier
             return
         acquired = querier.acquire(timeout=COMMAND_TIMEOUT_S)
-        async with acquired as connection, connection.transaction():
-            yield cast("Connection", connection)
+        async with acquired as connection:
+            with _left_if_read_only(connection):
+                async with connection.transaction():
+                    yield cast("Connection", connection)
+
+
+@contextmanager
+def _left_if_read_only(connection: "PoolConnection") -> Iterator[None]:
+    """Cut a connection that led to a standby: a fail-over moves the address, not who is connected.
+
+    Kept, it would be refused for as long as that server lives.
+    """
+    try:
+        yield
+    except asyncpg.exceptions.ReadOnlySQLTransactionError:
+        connection.terminate()
+        raise
 
 
 async def _settle(connection: "PoolConnection") -> None:

@@ -193,6 +193,18 @@ async def test_events_that_an_asynchronous_standby_lacked_show_as_409_to_all_who
         )  # no receiver takes them for one
 
 
+async def test_a_service_that_was_led_to_a_read_only_server_finds_the_primary_by_itself(
+    database: Database, owner: Owner
+) -> None:
+    name = await owner.fetchval("SELECT current_database()")
+    await owner.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    async with running_service(make_settings(), database) as running:
+        assert_polite(await post(running.url, body()), "log_unavailable")
+        # As when the address moves: new connections lead elsewhere, old ones live on.
+        await owner.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+        assert (await post(running.url, body())).status_code == 200
+
+
 async def _until_placed(url: str, name: str, position: int) -> None:
     async with asyncio.timeout(10):
         while (await look(url, name))["position"] != position:
