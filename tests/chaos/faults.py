@@ -2,12 +2,18 @@
 
 from collections.abc import Iterable, Mapping
 
-from tests.chaos import database_faults, failover_faults, network_faults, replica_faults
+from tests.chaos import (
+    database_faults,
+    disk_faults,
+    failover_faults,
+    network_faults,
+    replica_faults,
+)
 from tests.chaos.fault import Fault
 
 FAULTS: Mapping[str, Fault] = {
     fault.name: fault
-    for faults in (replica_faults, database_faults, network_faults, failover_faults)
+    for faults in (replica_faults, database_faults, network_faults, failover_faults, disk_faults)
     for fault in faults.FAULTS
 }
 
