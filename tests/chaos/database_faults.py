@@ -56,9 +56,18 @@ async def _restarted(world: World, planned: Planned) -> AsyncIterator[None]:
 async def _backend_killed(world: World, planned: Planned) -> AsyncIterator[None]:
     async with world.session() as owner:
         pids = [row["pid"] for row in await owner.fetch(_SESSIONS)]
-    assert pids, "the service has no session"
-    os.kill(pids[int(planned.draw * len(pids))], signal.SIGKILL)
+    first = int(planned.draw * len(pids))
+    assert any(_kill(pid) for pid in (*pids[first:], *pids[:first])), "the service has no session"
     yield
+
+
+def _kill(pid: int) -> bool:
+    """Kill -9 a process; False if it has just ended by itself."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @asynccontextmanager
