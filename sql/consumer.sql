@@ -41,7 +41,8 @@ SELECT coalesce((SELECT is_new FROM consumer), false) AS is_new;
 
 -- name: read
 -- $1: a name, or NULL for all. A row for each shard, with how far behind the head it is: events, and
--- seconds since the receipt of the first one that is kept and not done. Indexes: consumer_pkey,
+-- seconds since the receipt of the first one that is kept and not done (0: by a clock that was ahead,
+-- too). Indexes: consumer_pkey,
 -- consumer_shard_pkey, event_pkey.
 SELECT name, ack_mode, lease_s, topics, item_ids, account_ids, user_uuids::text[] AS user_uuids,
     sources, shards, created_at, shard.shard, shard.position, shard.link, shard.sent_position,
@@ -49,7 +50,7 @@ SELECT name, ack_mode, lease_s, topics, item_ids, account_ids, user_uuids::text[
     CASE WHEN shard.lease_until > clock_timestamp() THEN shard.held_since END AS held_since,
     CASE WHEN shard.lease_until > clock_timestamp() THEN shard.lease_until END AS lease_until,
     greatest(0, head.position - shard.position) AS lag_events,
-    coalesce(extract(epoch FROM clock_timestamp() - next.received_at), 0)::float8 AS lag_seconds
+    greatest(0, extract(epoch FROM clock_timestamp() - next.received_at))::float8 AS lag_seconds
 FROM causeway.consumer
 JOIN causeway.consumer_shard AS shard USING (name)
 CROSS JOIN LATERAL (

@@ -29,11 +29,15 @@ FROM causeway.record_attempts($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
 -- name: backlog
 -- $1: positions after a cursor that are looked through; what is beyond counts as if it matched. A row
 -- for each webhook that is not deleted: what is pending, since when the oldest of it waits (NULL: it
--- waits for nothing), how many were given up. Indexes: delivery_due, delivery_exhausted, event_pkey.
+-- waits for nothing; 0 where a clock that was ahead received it), how many were given up. Indexes: delivery_due, delivery_exhausted, event_pkey.
 SELECT webhook.webhook_id, waiting.rows + after.events + greatest(0, head.position - after.scanned_to)
         AS pending,
-    extract(epoch FROM clock_timestamp() - least(oldest.received_at, after.received_at))::float8
-        AS oldest_s,
+    CASE WHEN coalesce(oldest.received_at, after.received_at) IS NOT NULL
+        THEN greatest(
+            0,
+            extract(epoch FROM clock_timestamp() - least(oldest.received_at, after.received_at))
+        )
+    END::float8 AS oldest_s,
     (
         SELECT count(*)
         FROM causeway.delivery
