@@ -1,19 +1,76 @@
-"""One page of the log as a chunk, for a reader that has fallen below the window."""
+"""The log in pages, for readers that have fallen below the window; who stands together shares one.
 
+After a restart thousands come back at the same place, or nearly. A page is read and joined once for
+all who ask for it within a second. Pages end at multiples of PAGE_EVENTS, so that readers from
+different places soon stand together. What is kept is bounded by time and bytes.
+"""
+
+import asyncio
+from collections.abc import Hashable
 from dataclasses import replace
 
+from service.eventlog import PAGE_EVENTS
 from service.readable import ReadableLog
 from service.window import CHUNK_BYTES, Chunk, Frame, View
 
+KEPT_S = 1.0  # an erased event is sent for so long at the most, as the window's is
+KEPT_BYTES = 16 * 1024 * 1024
+
+Seen = tuple[int, bytes | None]  # the last id that a reader was sent, and its link if it is known
+
+
+class CatchUp:
+    """The pages that readers ask for now."""
+
+    def __init__(self, eventlog: ReadableLog) -> None:
+        self._eventlog = eventlog
+        self._loop = asyncio.get_running_loop()
+        self._pages: dict[Hashable, asyncio.Task[Chunk | None]] = {}
+        self._kept_bytes = 0
+
+    async def page(self, position: int, head: int, seen: Seen, view: View) -> Chunk | None:
+        """Return what follows `position`, as `view` shows it; None if there is nothing yet.
+
+        A filtered view looks as far as `head` at the most. Raises PositionPruned if events after
+        `position` are gone, LogDamaged at a hole, LogDiverged or PositionAhead if the page is not
+        of the history that the reader has `seen`: none is ever passed over in silence. Who stops
+        waiting does not stop the read: others may wait for it.
+        """
+        key = (position, seen, view)
+        page = self._pages.get(key)
+        if page is None:
+            page = asyncio.create_task(self._read(position, head, seen, view), name="page")
+            self._pages[key] = page
+            page.add_done_callback(lambda done: self._keep(key, done))
+        return await asyncio.shield(page)
+
+    async def _read(self, position: int, head: int, seen: Seen, view: View) -> Chunk | None:
+        chunk = await read_page(self._eventlog, position, head, view)
+        seen_position, link = seen
+        if link is not None:  # after the read: what was read must be of the history it has read
+            await self._eventlog.check(seen_position, link.hex())
+        return chunk
+
+    def _keep(self, key: Hashable, page: "asyncio.Task[Chunk | None]") -> None:
+        """Keep a page for KEPT_S; what failed, or brought nothing, is asked for anew."""
+        chunk = None if page.cancelled() or page.exception() else page.result()
+        size = len(chunk.data) if chunk is not None else 0
+        if chunk is None or self._kept_bytes + size > KEPT_BYTES:
+            self._pages.pop(key)
+            return
+        self._kept_bytes += size
+        self._loop.call_later(KEPT_S, self._forget, key, size)
+
+    def _forget(self, key: Hashable, size: int) -> None:
+        self._pages.pop(key)
+        self._kept_bytes -= size
+
 
 async def read_page(eventlog: ReadableLog, position: int, head: int, view: View) -> Chunk | None:
-    """Return what follows `position`, as `view` shows it; None if there is nothing yet.
-
-    A filtered view looks as far as `head` at the most. Raises PositionPruned if events after
-    `position` are gone, LogDamaged at a hole: neither is ever passed over in silence.
-    """
+    """Read what `CatchUp.page` returns, but for what the reader has seen."""
     if view.filter.is_everything:
-        events = await eventlog.read_after(position, max_bytes=CHUNK_BYTES, head=head)
+        limit = PAGE_EVENTS - position % PAGE_EVENTS
+        events = await eventlog.read_after(position, limit=limit, max_bytes=CHUNK_BYTES, head=head)
         scanned_to = 0
     else:
         page = await eventlog.read_matching(position, head, view.filter, max_bytes=CHUNK_BYTES)

@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from service.auth import Caller, Tokens, bearer_token
-from service.catchup import read_page
+from service.catchup import CatchUp
 from service.config import Settings
 from service.cursor import (
     FILTER_PARAMS,
@@ -80,6 +80,7 @@ class Stream:
         self._tokens = tokens
         self._turns = turns
         self._metrics = metrics
+        self._catching_up = CatchUp(eventlog)
         self._clock = asyncio.get_running_loop().time
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -237,11 +238,10 @@ class Stream:
             subscriber.is_live = False
             await writer.control("fell_behind", position=subscriber.position)
         try:
-            chunk = await read_page(
-                self._eventlog, subscriber.position, self._window.position, view
+            seen = (subscriber.id_position, subscriber.id_link)
+            chunk = await self._catching_up.page(
+                subscriber.position, self._window.position, seen, view
             )
-            if subscriber.id_link is not None:  # the page must be of the history it has read
-                await self._eventlog.check(subscriber.id_position, subscriber.id_link.hex())
             if chunk is not None:
                 await self._deliver(subscriber, chunk, writer)
                 return
