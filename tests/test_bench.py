@@ -4,7 +4,20 @@ import math
 from pathlib import Path
 
 from service.embedded import EmbeddedPostgres
-from tests.bench import acks, append, endtoend, fanout, feed, ingest, longlog, workers
+from tests.bench import (
+    acks,
+    append,
+    endtoend,
+    fanout,
+    feed,
+    idle,
+    ingest,
+    longlog,
+    overload,
+    soak,
+    storm,
+    workers,
+)
 from tests.bench.effort import SMOKE
 from tests.bench.figures import (
     Figure,
@@ -87,6 +100,42 @@ async def test_a_long_log_is_measured_against_a_short_one(postgres: EmbeddedPost
 async def test_a_storm_of_acks_is_measured_with_its_commits(postgres: EmbeddedPostgres) -> None:
     figures = await acks.measure(postgres, SMOKE)
     check(figures, "acknowledgements accepted", "commits meanwhile", "acknowledgements in a commit")
+
+
+def check_all(figures: list[Figure], *names: str) -> None:
+    """Assert as `check` does, where 0 is a good figure: nothing lost, nothing left."""
+    assert set(names) <= {figure.what for figure in figures}
+    for figure_ in figures:
+        assert math.isfinite(figure_.value), figure_
+        assert figure_.value >= 0, figure_
+
+
+async def test_a_soak_is_measured_with_all_that_it_leaves(postgres: EmbeddedPostgres) -> None:
+    figures = await soak.measure(postgres, SMOKE)
+    check_all(figures, "memory, last third to middle third", "sent to received, p99")
+    exact = {"streams with other bytes", "holes in a stream", "streams that ended"}
+    exact |= {f"left when all have gone: {what}" for what in ("tasks", "files, sessions aside")}
+    found = {figure.what: figure.value for figure in figures if figure.what in exact}
+    assert found == dict.fromkeys(exact, 0)
+
+
+async def test_idle_subscribers_are_measured(postgres: EmbeddedPostgres) -> None:
+    figures = await idle.measure(postgres, SMOKE)
+    check_all(figures, "20 connected in", "processor, heartbeats alone")
+
+
+async def test_a_storm_of_resumes_is_measured_in_the_window_and_below_it(
+    postgres: EmbeddedPostgres,
+) -> None:
+    figures = await storm.measure(postgres, SMOKE)
+    for place in ("in the window", "below it"):
+        check_all(figures, f"{place}: until the last is caught up", f"{place}: more memory")
+
+
+async def test_overload_is_measured_against_less(postgres: EmbeddedPostgres) -> None:
+    figures = await overload.measure(postgres, SMOKE)
+    for bound in ("processor", "commits"):
+        check_all(figures, f"{bound}: refused in overload", f"{bound}: accepted in overload, p99")
 
 
 async def test_contenders_take_turns() -> None:

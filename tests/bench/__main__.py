@@ -15,7 +15,21 @@ import uvloop
 from rich.console import Console
 
 from service.embedded import EmbeddedPostgres
-from tests.bench import acks, append, endtoend, fanout, feed, ingest, longlog, relay, workers
+from tests.bench import (
+    acks,
+    append,
+    endtoend,
+    fanout,
+    feed,
+    idle,
+    ingest,
+    longlog,
+    overload,
+    relay,
+    soak,
+    storm,
+    workers,
+)
 from tests.bench.effort import FULL, QUICK, Effort
 from tests.bench.machine import describe
 from tests.bench.report import Section, show, write
@@ -31,6 +45,10 @@ BENCHES: dict[str, ModuleType] = {
     "relay": relay,
     "feed": feed,
     "workers": workers,
+    "overload": overload,
+    "idle": idle,
+    "storm": storm,
+    "soak": soak,
 }
 OUTPUT = ROOT / "docs" / "benchmarks.md"
 

@@ -32,6 +32,14 @@ class Effort:
     relay_events: int  # in one turn
     relay_s: float
     relay_pending: int
+    soak_s: float
+    soak_subscribers: int
+    idle_subscribers: int
+    idle_s: float
+    storm_subscribers: int
+    storm_events: int  # that they have missed
+    overload_s: float
+    overload_connections: int
 
 
 FULL = Effort(
@@ -57,6 +65,14 @@ FULL = Effort(
     relay_events=20_000,
     relay_s=10.0,
     relay_pending=100_000,
+    soak_s=600.0,
+    soak_subscribers=500,
+    idle_subscribers=10000,
+    idle_s=15.0,
+    storm_subscribers=2000,
+    storm_events=1000,
+    overload_s=8.0,
+    overload_connections=2000,
 )
 QUICK = Effort(
     name="quick",
@@ -81,6 +97,14 @@ QUICK = Effort(
     relay_events=10_000,
     relay_s=4.0,
     relay_pending=100_000,
+    soak_s=20.0,
+    soak_subscribers=500,
+    idle_subscribers=10000,
+    idle_s=6.0,
+    storm_subscribers=2000,
+    storm_events=1000,
+    overload_s=3.0,
+    overload_connections=2000,
 )
 SMOKE = Effort(
     name="smoke",
@@ -105,4 +129,12 @@ SMOKE = Effort(
     relay_events=500,
     relay_s=0.2,
     relay_pending=1000,
+    soak_s=1.0,
+    soak_subscribers=5,
+    idle_subscribers=20,
+    idle_s=1.0,
+    storm_subscribers=10,
+    storm_events=60,
+    overload_s=0.5,
+    overload_connections=200,
 )
