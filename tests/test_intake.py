@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import cycle
 
 import pytest
 
@@ -24,7 +25,7 @@ from tests.test_receive import append_lock, received, sample
 
 Start = Callable[..., Awaitable[Running]]
 URL = b"/webhooks/bridge"
-BATCH, QUEUE = 5, 50
+BATCH, QUEUE = 5, 1000
 TURN_S = 0.01
 
 
@@ -72,22 +73,26 @@ async def turns() -> AsyncIterator[Turns]:
         yield made
     finally:
         loop.cancel()
-        await asyncio.wait([loop, *made.calls])
-        for call in made.calls:
-            call.exception()
+        await asyncio.gather(loop, *made.calls, return_exceptions=True)
 
 
-async def test_lasting_pressure_is_overload_and_a_burst_is_not() -> None:
+@pytest.mark.parametrize(("calls", "commit_every"), [(2 * BATCH, 1), (BATCH, 2)])
+async def test_lasting_pressure_is_overload_and_a_burst_is_not(
+    calls: int, commit_every: int
+) -> None:
     async with turns() as made:
         assert await made.turn(4 * BATCH) == 4 * BATCH, "a burst is let in"
         for _ in range(10):
             assert await made.turn(1) == 1
+        commits = cycle([1] + [0] * (commit_every - 1))
         began = made.now
-        while (taken := await made.turn(2 * BATCH)) == 2 * BATCH or made.now - began < PATIENCE_S:
+        while await made.turn(calls, commits=next(commits)) == calls:
             assert made.now - began < 2 * PATIENCE_S, "never overload"
+        assert made.now - began > PATIENCE_S, "overload at once"
         for _ in range(100):
-            assert await made.turn(2 * BATCH) <= BATCH, "no more than a commit takes"
-        assert taken < 2 * BATCH
+            taken = [await made.turn(calls, commits=next(commits)) for _ in range(2)]
+            assert max(taken) <= BATCH, "no more than a commit takes"
+            assert sum(taken) < 2 * calls
 
 
 async def test_overload_is_over_when_nothing_was_refused_for_a_while() -> None:
@@ -103,13 +108,14 @@ async def test_overload_is_over_when_nothing_was_refused_for_a_while() -> None:
 
 async def test_a_commit_that_hangs_is_no_overload_until_the_queue_is_full() -> None:
     async with turns() as made:
-        await made.turn(1)
-        taken = 0
-        while made.now < 4 * PATIENCE_S and taken < QUEUE - 1:
-            taken += await made.turn(1, commits=0)
-        assert taken == QUEUE - 1, "all were let in"
-        await made.turn(10, commits=0)
-        assert await made.turn(1, commits=0) == 0, "but for what the queue cannot hold"
+        in_flight = await made.turn(1, commits=0)
+        queued = 0
+        for _ in range(QUEUE // BATCH - 1):
+            queued += await made.turn(BATCH, commits=0)
+        assert made.now > 2 * PATIENCE_S
+        assert (in_flight, queued) == (1, QUEUE - BATCH), "all were let in"
+        assert await made.turn(2 * BATCH, commits=0) == BATCH, "but for what the queue cannot hold"
+        assert await made.turn(1, commits=0) == 0
         with pytest.raises(Overloaded):
             made.intake.check()
 
