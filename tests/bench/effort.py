@@ -38,6 +38,7 @@ class Effort:
     idle_s: float
     storm_subscribers: int
     storm_events: int  # that they have missed
+    storm_while_s: float
     overload_s: float
     overload_connections: int
 
@@ -71,6 +72,7 @@ FULL = Effort(
     idle_s=15.0,
     storm_subscribers=2000,
     storm_events=1000,
+    storm_while_s=2.0,
     overload_s=8.0,
     overload_connections=2000,
 )
@@ -103,6 +105,7 @@ QUICK = Effort(
     idle_s=6.0,
     storm_subscribers=2000,
     storm_events=1000,
+    storm_while_s=2.0,
     overload_s=3.0,
     overload_connections=2000,
 )
@@ -132,9 +135,10 @@ SMOKE = Effort(
     soak_s=1.0,
     soak_subscribers=5,
     idle_subscribers=20,
-    idle_s=1.0,
+    idle_s=0.5,
     storm_subscribers=10,
     storm_events=60,
-    overload_s=0.5,
+    storm_while_s=0.5,
+    overload_s=0.3,
     overload_connections=200,
 )

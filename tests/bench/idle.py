@@ -34,7 +34,7 @@ async def measure(postgres: EmbeddedPostgres, effort: Effort) -> list[Figure]:
             used, began = probe.processor_s(), time.monotonic()
             await asyncio.sleep(effort.idle_s)
             share = (probe.processor_s() - used) / (time.monotonic() - began)
-            done = await ask(offer, rate=RATE, seconds=effort.idle_s + 0.5)
+            done = await ask(offer, rate=RATE, seconds=effort.idle_s + 1.5)
             await ask_all(listeners, until=await probe.head())
             reports = await ask_all(listeners, report=True)
     heard = [report["delays"] for report in reports]

@@ -22,7 +22,7 @@ from tests.bench.loaded import ask, loaded, most_taken, spread_figures
 from tests.bench.probe import MIB
 
 BELOW, ABOVE = 0.8, 4.0
-SETTLE_S = 1.0
+SETTLE_S = 0.6
 
 
 async def measure(postgres: EmbeddedPostgres, effort: Effort) -> list[Figure]:

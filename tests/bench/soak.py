@@ -37,6 +37,7 @@ CALLBACKS = ("/good/1", "/good/2", "/good/3", "/status/500", "/hang-head")
 SHARE = 0.5
 SAMPLES = 60
 ACK_EVERY_S = 0.5
+LOOK_S = 0.2
 GONE_S = 30.0  # until a stream whose client went is gone as well
 TIMED = 5  # streams of each process whose events are timed
 MOST_S = 4.0
@@ -157,11 +158,11 @@ async def _soak(
 
 async def _settled(service: Loaded, base: Use) -> Use:
     """Return what is used when all clients have gone: at the base, or after GONE_S."""
-    for _ in range(round(GONE_S)):
+    for _ in range(round(GONE_S / LOOK_S)):
         use = await service.probe.use()
         if use.tasks <= base.tasks and use.files - use.sessions <= base.files - base.sessions:
             break
-        await asyncio.sleep(1)
+        await asyncio.sleep(LOOK_S)
     return use
 
 

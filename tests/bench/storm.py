@@ -22,7 +22,6 @@ from tests.bench.probe import MIB
 
 PROCESSES = 2
 RATE = 100  # webhooks a second meanwhile
-QUIET_S = 2.0
 SMALL_WINDOW = "100"
 PLACE = (
     "SELECT position || '.' || left(encode(link, 'hex'), 8) FROM causeway.event WHERE position = $1"
@@ -42,7 +41,7 @@ async def _storm(
     async with loaded(postgres, **settings) as service:
         with service.offering(64) as offer, service.listening(PROCESSES) as listeners:
             place = await _fill(service, offer, effort.storm_events)
-            quiet = await _quiet(service, offer)
+            quiet = await _quiet(service, offer, effort.storm_while_s)
             service.probe.forget_peak()
             at_rest, statements = service.probe.memory_bytes(), await service.probe.statements()
             began = time.monotonic()
@@ -84,9 +83,9 @@ async def _fill(service: Loaded, offer: Child, count: int) -> str:
     return place
 
 
-async def _quiet(service: Loaded, offer: Child) -> dict[str, Any]:
+async def _quiet(service: Loaded, offer: Child, seconds: float) -> dict[str, Any]:
     before = await service.probe.statements()
-    done = await ask(offer, rate=RATE, seconds=QUIET_S)
+    done = await ask(offer, rate=RATE, seconds=seconds)
     return {**done, "statements": await service.probe.statements() - before}
 
 
@@ -96,7 +95,9 @@ async def _resume(
     """Let all come back; return the seconds until the last has all, their reports, the ingest."""
     head = await service.probe.head()
     each = effort.storm_subscribers // len(listeners)
-    offering = asyncio.create_task(_offer_until(offer, over := asyncio.Event()))
+    offering = asyncio.create_task(
+        _offer_until(offer, effort.storm_while_s, over := asyncio.Event())
+    )
     began = time.monotonic()
     await ask_all(listeners, open=each, path="/stream", after=place)
     done = await ask_all(listeners, until=head)
@@ -108,9 +109,9 @@ async def _resume(
     return seconds, await ask_all(listeners, report=True), ingest
 
 
-async def _offer_until(offer: Child, over: asyncio.Event) -> dict[str, Any]:
+async def _offer_until(offer: Child, seconds: float, over: asyncio.Event) -> dict[str, Any]:
     """Offer webhooks until `over`, a while at a time; return the while with the worst p99."""
     whiles: list[dict[str, Any]] = []
     while not over.is_set() or not whiles:
-        whiles.append(await ask(offer, rate=RATE, seconds=QUIET_S))
+        whiles.append(await ask(offer, rate=RATE, seconds=seconds))
     return max(whiles, key=lambda done: float(done["statuses"]["200"]["p99_ms"]))
