@@ -96,18 +96,20 @@ class Pages:
         caller = await self._authenticate(request)
         media_type = negotiate(request.headers.get("accept"), (CLOUDEVENT, JSON, BYTES))
         place = parse_place(request.path_params["position"], "position")
+        # One text for all: nobody learns whether there is one that their token may not see.
+        missing = NotFound(f"there is no event at position {place.position}, or not for this token")
         if place.position == GENESIS_POSITION:
-            raise NotFound("the first position is 1")
+            raise missing
         try:
             await self._eventlog.check(place.position, place.link_digits)
         except PositionAhead as error:
-            raise NotFound(error.message) from error
+            raise missing from error
         events = await self._eventlog.read_after(place.position - 1, limit=1, head=place.position)
         if not events or events[0].position != place.position:
             await self._eventlog.check_kept(place.position - 1)
-            raise NotFound(f"there is no event at position {place.position}")
+            raise missing
         if not caller.limits.matcher()(events[0]):
-            raise NotFound(f"there is no event at position {place.position} for this token")
+            raise missing
         if events[0].is_erased:
             raise Erased(
                 f"the body of the event at position {place.position} was erased",
