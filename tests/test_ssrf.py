@@ -1,4 +1,4 @@
-"""A callback never leads into the operator's own network: every spelling, when made and when called.
+"""A callback never leads into the operator's own network: each spelling, when made and when called.
 
 A receiver listens on the loopback all the while, and must see no call. Redirects, and names whose
 addresses change between check and call, are tried in test_relay and test_callback.
@@ -10,11 +10,11 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
-from tests.conftest import Start
 from tests.logkeeping import Owner
 from tests.receiver import Receiver
-from tests.relaying import KEY, add_to, append, settled
+from tests.relaying import KEY, add_to, append
 from tests.running import ADMIN_TOKEN
+from tests.test_receive import Start
 
 # Hosts that lead to this machine, or would with some resolver; PORT is the receiver's.
 LOOPBACK = (
