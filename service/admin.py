@@ -88,9 +88,8 @@ class Admin:
         self, request: Request, known: frozenset[str] = frozenset()
     ) -> dict[str, list[str]]:
         """Return the query's values by name, once the caller may administer."""
-        params = parse_query(request.scope["query_string"], known)
         await self._tokens.log_in(bearer_token(request.scope["headers"]))
-        return dict(params)
+        return dict(parse_query(request.scope["query_string"], known))
 
 
 def _json(content: Any, status: int = 200) -> Response:

@@ -86,9 +86,10 @@ class ConsumerApi:
             raise Forbidden(f"this token may not see all that the consumer {name} wants")
 
     async def _authenticate(self, request: Request) -> Filter:
-        parse_query(request.scope["query_string"], ())
         token = bearer_token(request.scope["headers"])
-        return (await self._tokens.authenticate(token, "stream")).limits
+        caller = await self._tokens.authenticate(token, "stream")
+        parse_query(request.scope["query_string"], ())
+        return caller.limits
 
 
 def _covers(limits: Filter, filter_: Filter) -> bool:

@@ -91,8 +91,8 @@ class DeliveryApi:
     async def _authenticate(
         self, request: Request, known: frozenset[str] = frozenset()
     ) -> tuple[Caller, Params]:
-        params = parse_query(request.scope["query_string"], known)
         holder = await self._tokens.log_in(bearer_token(request.scope["headers"]))
+        params = parse_query(request.scope["query_string"], known)
         self._webhooks.require()
         return holder.caller, params
 

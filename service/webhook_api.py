@@ -83,9 +83,9 @@ class WebhookApi:
         )
 
     async def _authenticate(self, request: Request) -> Caller:
-        parse_query(request.scope["query_string"], ())
         # Without limits: a webhook could be sent, and its deliveries show, what they leave out.
         holder = await self._tokens.log_in(bearer_token(request.scope["headers"]))
+        parse_query(request.scope["query_string"], ())
         self._admin.webhooks.require()
         return holder.caller
 
