@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from service import stream
 from service.signature import HEADER, sign
 from tests import bridge
-from tests.described import codes, openapi
+from tests.described import codes, openapi, operations
 from tests.relaying import KEY
 from tests.running import SECRET, Database, Process, environment, service_process
 
@@ -49,7 +49,15 @@ def process(database: Database, tmp_path: Path) -> Iterator[Process]:
         yield running
 
 
-@pytest.mark.parametrize("token", ["with", "without"])
+# Who asks, and what schemathesis is told beside what it always is.
+CALLERS = {
+    "with": (),
+    "without": (),
+    "reader": ("--include-path-regex", "^/api", "--phases", "examples,coverage"),
+}
+
+
+@pytest.mark.parametrize("token", CALLERS)
 def test_schemathesis_finds_nothing(process: Process, tmp_path: Path, token: str) -> None:
     done = subprocess.run(
         [
@@ -60,10 +68,11 @@ def test_schemathesis_finds_nothing(process: Process, tmp_path: Path, token: str
             *("--max-examples", "8", "--seed", SEED, "--no-color"),
             # How fast data is made says nothing of the service.
             *("--suppress-health-check", "all"),
+            *CALLERS[token],
         ],
         env=environment(
             SCHEMATHESIS_HOOKS="tests.schemathesis_hooks",
-            CAUSEWAY_TEST_WITH_TOKEN="1" if token == "with" else "0",
+            CAUSEWAY_TEST_TOKEN=token,
         ),
         cwd=tmp_path,  # it leaves a folder behind
         capture_output=True,
@@ -75,6 +84,12 @@ def test_schemathesis_finds_nothing(process: Process, tmp_path: Path, token: str
     generated = re.search(r"(\d+) generated", done.stdout)
     assert generated is not None
     assert int(generated[1]) > 500
+    counts = re.search(r"Selected: (\d+)/\d+\s+Tested: (\d+)", done.stdout)
+    assert counts is not None
+    assert counts[1] == counts[2]
+    part = "/api" if token == "reader" else "/"
+    meant = sum(path.startswith(part) for path, _, _ in operations())
+    assert int(counts[2]) >= meant - 2  # all but `GET /stream`, which it may count with `HEAD`
     assert '"level":"error"' not in process.output()
 
 
