@@ -13,12 +13,14 @@ ANSWER = b'"stream":"CAUSEWAY"'
 class Gate:
     """Lets so many messages with `mark` pass, and then holds all that follows.
 
-    It holds within the message that is too many, `within` bytes after its mark.
+    It holds within the message that is too many, `within` bytes after its mark; if it `drops`, that
+    one message is lost instead, and the next ones pass.
     """
 
     mark: bytes
     passes: int | None = None
     within: int = 0
+    drops: bool = False
     passed: int = 0
     held: bytearray = field(default_factory=bytearray)
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
@@ -30,6 +32,11 @@ class Gate:
             return b""
         at = 0
         while (found := data.find(self.mark, at)) >= 0:
+            if self.passed == self.passes and self.drops:
+                following = data.find(self.mark, found + len(self.mark))
+                assert following > 0, "nothing follows what is to be lost"
+                data, self.passes = data[:found] + data[following:], None
+                continue
             if self.passed == self.passes:
                 cut = found + self.within
                 self.held += data[cut:]
@@ -65,11 +72,19 @@ class NatsProxy:
 
 @asynccontextmanager
 async def nats_proxy(
-    port: int, *, publishes: int | None = None, answers: int | None = None, within: int = 0
+    port: int,
+    *,
+    publishes: int | None = None,
+    answers: int | None = None,
+    within: int = 0,
+    drops: bool = False,
 ) -> AsyncIterator[NatsProxy]:
-    """Pass on to a NATS server at `port`; hold back after so many publishes, or answers."""
+    """Pass on to a NATS server at `port`; hold back after so many publishes, or answers.
+
+    See `Gate` for `within` and `drops`.
+    """
     tasks: set[asyncio.Task[None]] = set()
-    gates = (Gate(PUBLISH, publishes, within), Gate(ANSWER, answers))
+    gates = (Gate(PUBLISH, publishes, within, drops), Gate(ANSWER, answers))
 
     async def pump(
         reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: Gate, *, ends: bool

@@ -132,7 +132,7 @@ async def test_a_mirror_killed_anywhere_neither_skips_nor_doubles(
 ) -> None:
     """And what it had sent arrives after another has taken over: that is refused."""
     eventlog = service.service.eventlog
-    await make_stream(nats)
+    await make_stream(nats, duplicate_window=0.1)  # the message ids are forgotten by then
     await fill(eventlog, 60)
     async with nats_proxy(nats.port, **held) as proxy:
         env = environment(DATABASE_URL=database.service_dsn, CAUSEWAY_NATS_URL=proxy.url)
@@ -167,6 +167,20 @@ async def test_a_publish_that_timed_out_but_arrived_is_there_once(
         await until_level(mirror, 10)
     assert await assert_mirrored(nats, eventlog) == 10
     assert publishes(mirror, "acked") + publishes(mirror, "unsure") == 10
+
+
+async def test_what_follows_a_publish_that_nats_lost_is_refused_and_sent_again(
+    start: Start, service: Running, nats: NatsServer
+) -> None:
+    """A cluster loses some when its leader changes, and takes those that come after."""
+    eventlog = service.service.eventlog
+    await make_stream(nats)
+    await fill(eventlog, 40)
+    async with nats_proxy(nats.port, publishes=9, drops=True) as proxy:
+        mirror = await start(roles="mirror", nats_url=proxy.url)
+        await until_level(mirror, 40)
+        assert publishes(mirror, "refused") > 0
+    assert await assert_mirrored(nats, eventlog) == 40
 
 
 async def test_two_mirrors_that_both_believe_to_be_alone_do_no_harm(
