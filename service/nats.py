@@ -65,27 +65,37 @@ async def connected(settings: NatsSettings, name: str) -> AsyncIterator[Connecti
         lost.set()
 
     options = _options(settings)
-    with translated():
-        async with asyncio.timeout(2 * CONNECT_TIMEOUT_S):
-            client = await nats.connect(
-                list(settings.nats_urls),
-                name=name,
-                error_cb=_note,
-                closed_cb=on_closed,
-                connect_timeout=CONNECT_TIMEOUT_S,
-                allow_reconnect=False,
-                max_reconnect_attempts=1,
-                reconnect_time_wait=0,
-                ping_interval=PING_S,
-                max_outstanding_pings=2,
-                **options,
-            )
+    client = Client()
     try:
+        with translated():
+            async with asyncio.timeout(2 * CONNECT_TIMEOUT_S):
+                await client.connect(
+                    list(settings.nats_urls),
+                    name=name,
+                    error_cb=_note,
+                    closed_cb=on_closed,
+                    connect_timeout=CONNECT_TIMEOUT_S,
+                    allow_reconnect=False,
+                    max_reconnect_attempts=1,
+                    reconnect_time_wait=0,
+                    ping_interval=PING_S,
+                    max_outstanding_pings=2,
+                    **options,
+                )
         yield Connection(client, lost)
     finally:
-        with suppress(nats.errors.Error, TimeoutError, OSError):
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await client.close()
+        await _close(client)
+
+
+async def _close(client: Client) -> None:
+    """Close a connection, whether or not it was opened; cut it if nobody takes what is left."""
+    transport = client._transport  # a `close` that was given up leaves it open
+    with suppress(nats.errors.Error, TimeoutError, OSError):
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await client.close()
+    writer = getattr(transport, "_io_writer", None)
+    if writer is not None:
+        writer.transport.abort()
 
 
 @contextmanager

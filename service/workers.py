@@ -28,7 +28,7 @@ COULD_NOT_START = 3  # a worker's exit code: it said why, and another try would 
 BACKOFF_S = (0.0, 0.5, 1.0, 2.0)
 MAX_FAILURES = len(BACKOFF_S) + 1
 HEALTHY_S = 10.0  # a worker that ran this long starts its back-off anew
-MARGIN_S = 5.0
+MARGIN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Workers:
         self._roles = spell(settings.roles)
         self._listener = listener
         self._dsn = dsn
-        self._grace_s = settings.drain_s + 3 * settings.shutdown_s + MARGIN_S
+        self._grace_s = settings.drain_s + 2 * settings.shutdown_s + MARGIN_S
         self._gathering = [bind() for _ in range(settings.workers)]
         self._processes: dict[int, Process] = {}
         self._stopping = asyncio.Event()

@@ -164,7 +164,10 @@ def test_the_grace_is_longer_than_the_way_down(production: list[Manifest]) -> No
     for manifest in deployments:
         spec = pod_spec(manifest)
         pre_stop = int(spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
-        longest = pre_stop + settings.drain_s + 3 * settings.shutdown_s + FLUSH_S
+        streams_and_calls = max(settings.drain_s, settings.shutdown_s + FLUSH_S)
+        answers = settings.shutdown_s + LAST_APPENDS_S
+        database = 4 * CLOSE_TIMEOUT_S
+        longest = pre_stop + streams_and_calls + answers + TRACES_FLUSH_S + database
         assert spec["terminationGracePeriodSeconds"] > longest
 
 
