@@ -109,7 +109,7 @@ def translated() -> Iterator[None]:
         raise MirrorUnavailable(f"JetStream cannot answer now: {error.description}") from error
     except (nats.errors.Error, TimeoutError, OSError) as error:
         raise MirrorUnavailable(
-            f"NATS cannot answer now ({type(error).__name__}); try again"
+            f"NATS cannot answer now: {str(error) or type(error).__name__}"
         ) from error
 
 

@@ -70,9 +70,12 @@ class Authority:
     def client_tls(self) -> ssl.SSLContext:
         """Return a context for a client that trusts this authority and nobody else."""
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        pem = self._certificate.public_bytes(serialization.Encoding.PEM)
-        tls.load_verify_locations(cadata=pem.decode("ascii"))
+        tls.load_verify_locations(cadata=self.pem())
         return tls
+
+    def pem(self) -> str:
+        """Return its own certificate."""
+        return self._certificate.public_bytes(serialization.Encoding.PEM).decode("ascii")
 
 
 def _builder(

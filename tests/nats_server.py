@@ -48,10 +48,11 @@ class NatsServer:
     port: int
     monitor_port: int
     popen: "subprocess.Popen[bytes] | None" = field(default=None)
+    login: str = ""  # user:password, for tests that look at the stream
 
     @property
     def url(self) -> str:
-        return f"nats://127.0.0.1:{self.port}"
+        return f"nats://{self.login and f'{self.login}@'}127.0.0.1:{self.port}"
 
     def start(self) -> None:
         """Start it, without waiting."""

@@ -72,6 +72,9 @@ CASES = (
     Case("CausewayRelayExhausted", (("causeway_relay_exhausted_total", "0x10 3x20"),), "10m", "15m"),
     Case("CausewayRelayWebhookDisabled", (('causeway_relay_disabled_total{reason="gone"}', "0x10 1x20"),), "10m", "15m", {"reason": "gone"}),
     Case("CausewayRelayOrphans", (('causeway_relay_orphans{webhook="7"}', "0x5 2x5"),), "5m", "7m", {"webhook": "7"}),
+    Case("CausewayMirrorStopped", (('causeway_mirror_misfit{stream="S",pod="a"}', "0x5 1x9"), ('causeway_mirror_misfit{stream="S",pod="b"}', "0x20")), "6m", "8m", {"stream": "S"}),
+    Case("CausewayMirrorNobody", (('causeway_mirror_active{stream="S",pod="a"}', "1x10 0x20"), ('causeway_mirror_active{stream="S",pod="b"}', "0x30")), "14m", "18m", {"stream": "S"}),
+    Case("CausewayMirrorBehind", (('causeway_mirror_lag_seconds{stream="S",pod="a"}', "0x10 61x20"),), "14m", "18m", {"stream": "S"}),
     Case(
         "CausewayDatabaseNearFull",
         ((f"{DISK}_available_bytes{CLAIM}", "50x10 10x20"), (f"{DISK}_capacity_bytes{CLAIM}", "100x30")),

@@ -112,13 +112,13 @@ def worker(env: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
 
 
 @pytest.mark.parametrize(
-    ("held", "in_stream"),
+    ("sent", "within", "answered", "in_stream"),
     [
-        ({"publishes": 0}, 0),
-        ({"publishes": 25}, 25),
-        ({"publishes": 25, "within": 200}, 25),
-        ({"answers": 0}, 60),
-        ({"answers": 25}, 60),
+        (0, 0, None, 0),
+        (25, 0, None, 25),
+        (25, 200, None, 25),
+        (None, 0, 0, 60),
+        (None, 0, 25, 60),
     ],
     ids=["before", "between-publishes", "within-a-publish", "before-answers", "between-answers"],
 )
@@ -127,14 +127,16 @@ async def test_a_mirror_killed_anywhere_neither_skips_nor_doubles(
     service: Running,
     database: Database,
     nats: NatsServer,
-    held: dict[str, int],
+    sent: int | None,
+    within: int,
+    answered: int | None,
     in_stream: int,
 ) -> None:
     """And what it had sent arrives after another has taken over: that is refused."""
     eventlog = service.service.eventlog
     await make_stream(nats, duplicate_window=0.1)  # the message ids are forgotten by then
     await fill(eventlog, 60)
-    async with nats_proxy(nats.port, **held) as proxy:
+    async with nats_proxy(nats.port, publishes=sent, answers=answered, within=within) as proxy:
         env = environment(DATABASE_URL=database.service_dsn, CAUSEWAY_NATS_URL=proxy.url)
         with worker(env) as killed:
             await eventually(lambda: proxy.has_stopped)

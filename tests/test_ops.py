@@ -20,6 +20,7 @@ from service.metrics import (
     OUTCOMES,
     SPAN_OUTCOMES,
 )
+from service.mirror_metrics import PUBLISH_OUTCOMES
 from tests.bridge import body, post
 from tests.conftest import need_program
 from tests.raw import Gate
@@ -37,7 +38,7 @@ from tests.test_receive import Start
 
 CLOSED_LABELS = {
     "source": {"default", "-"},
-    "outcome": {*OUTCOMES, *LOGINS, *ATTEMPT_OUTCOMES, *SPAN_OUTCOMES},
+    "outcome": {*OUTCOMES, *LOGINS, *ATTEMPT_OUTCOMES, *SPAN_OUTCOMES, *PUBLISH_OUTCOMES},
     "secret": {"current", "previous"},
     "reason": {*CLOSE_REASONS, *DISABLED_REASONS, *FALLBACK_REASONS},
     "via": set(VIA),
