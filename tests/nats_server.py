@@ -160,8 +160,8 @@ def nats_server(
 
 
 @contextmanager
-def nats_cluster(folder: Path, size: int = 3) -> Iterator[list[NatsServer]]:
-    """Run a cluster of `size` servers until the end of the block."""
+def nats_cluster(folder: Path, size: int = 3, *, syncs: bool = True) -> Iterator[list[NatsServer]]:
+    """Run a cluster of `size` servers, n0, n1, ..., until the end of the block."""
     program = find_server()
     ports = _free_ports(size)
     routes = ", ".join(f"nats://127.0.0.1:{route}" for _, _, route in ports)
@@ -172,6 +172,7 @@ def nats_cluster(folder: Path, size: int = 3) -> Iterator[list[NatsServer]]:
             f"n{number}",
             three[:2],
             _CLUSTER.format(port=three[2], routes=routes),
+            syncs=syncs,
         )
         for number, three in enumerate(ports)
     ]

@@ -33,7 +33,7 @@ from tests.mirroring import (
     value,
 )
 from tests.nats_proxy import nats_proxy
-from tests.nats_server import NatsServer, nats_server, version_of
+from tests.nats_server import NatsServer, nats_cluster, nats_server, version_of
 from tests.running import (
     ROOT,
     Database,
@@ -223,6 +223,24 @@ async def test_nats_goes_away_and_comes_back(
     await until_level(mirror, 100)
     assert await assert_mirrored(nats, eventlog) == 100
     assert await note_of(mirror) == "mirroring"
+
+
+async def test_a_cluster_may_lose_the_streams_leader_while_it_is_filled(
+    start: Start, service: Running, tmp_path: Path
+) -> None:
+    eventlog = service.service.eventlog
+    with nats_cluster(tmp_path, syncs=False) as servers:
+        urls = ",".join(server.url for server in servers)
+        mirror = await start(roles="mirror", nats_url=urls, nats_replicas=3)
+        filling = asyncio.create_task(_fill_slowly(eventlog, batches=100, events=20))
+        await eventually(lambda: position_of(mirror) > 200, within_s=20)
+        leader = await _leader(servers[0])
+        [lost] = [server for server in servers if server.folder.name == leader]
+        lost.kill()
+        await filling
+        await until_level(mirror, 2000, within_s=30)
+        [left, _] = [server for server in servers if server is not lost]
+        assert await assert_mirrored(left, eventlog) == 2000
 
 
 async def test_postgres_goes_away_and_comes_back(
@@ -447,6 +465,21 @@ async def test_an_old_server_mirrors_a_whole_log_and_refuses_a_pruned_one(
         await prune(owner, 400)
         await ask(nats, f"DELETE.{STREAM}")
         await until_misfit(mirror, "begins at position 401, .* 2.10 or newer is needed")
+
+
+async def _fill_slowly(eventlog: EventLog, *, batches: int, events: int) -> None:
+    for _ in range(batches):
+        await fill(eventlog, events)
+        await asyncio.sleep(0.01)
+
+
+async def _leader(nats: NatsServer) -> str:
+    """Return the name of the server that leads the stream."""
+    info = await ask(nats, f"INFO.{STREAM}")
+    cluster = info["cluster"]
+    assert isinstance(cluster, dict)
+    leader: str = cluster["leader"]
+    return leader
 
 
 async def _append_again(eventlog: EventLog, events: int) -> None:
