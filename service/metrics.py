@@ -46,8 +46,6 @@ CLOSE_REASONS = (
         "error",
     ),
 )
-# Why the tail fell back: NATS away, the mirror behind, no stream, or one that is not the log's.
-FALLBACK_REASONS = ("away", "lagging", "gone", "misfit")
 LOGINS = ("good", "bad", "slowed")
 
 # How an attempt of the relay ends: an answer's class, what went wrong before there was one, or a
@@ -71,7 +69,6 @@ class Metrics:
         self.registry = CollectorRegistry(auto_describe=True)
         self._declare_receive()
         self._declare_log()
-        self._declare_tail()
         self._declare_stream()
         self._declare_consumers()
         self._declare_dashboard()
@@ -143,22 +140,6 @@ class Metrics:
             "1 if the tail met a hole or another history in the log: a person must act.",
             registry=self.registry,
         )
-
-    def _declare_tail(self) -> None:
-        self.tail_source = Gauge(
-            "causeway_tail_source",
-            "With CAUSEWAY_TAIL=nats, 1 for what the tail follows: `postgres` if it fell back.",
-            ["source"],
-            registry=self.registry,
-        )
-        self.tail_fallbacks = Counter(
-            "causeway_tail_fallbacks_total",
-            "How often the tail fell back from NATS to Postgres, by reason.",
-            ["reason"],
-            registry=self.registry,
-        )
-        for reason in FALLBACK_REASONS:
-            self.tail_fallbacks.labels(reason)
 
     def _declare_stream(self) -> None:
         self.delivery = DeliveryHistogram(

@@ -1,12 +1,17 @@
-"""The mirror's metrics: part of `Metrics`. They have no series where no mirror runs."""
+"""The metrics of the mirror in NATS, and of the tail that reads it: part of `Metrics`.
+
+Those of the mirror have no series where none runs.
+"""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 PUBLISH_OUTCOMES = ("acked", "known", "refused", "unsure")
+# Why the tail fell back: NATS away, the mirror behind, no stream, or one that is not the log's.
+FALLBACK_REASONS = ("away", "lagging", "gone", "misfit")
 
 
 class MirrorMetrics:
-    """What the mirror in NATS reports."""
+    """What the mirror and the tail on NATS report."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def gauge(name: str, meaning: str) -> Gauge:
@@ -40,3 +45,17 @@ class MirrorMetrics:
         )
         for outcome in PUBLISH_OUTCOMES:
             self.publishes.labels(outcome)
+        self.tail_source = Gauge(
+            "causeway_tail_source",
+            "With CAUSEWAY_TAIL=nats, 1 for what the tail follows: `postgres` if it fell back.",
+            ["source"],
+            registry=registry,
+        )
+        self.tail_fallbacks = Counter(
+            "causeway_tail_fallbacks_total",
+            "How often the tail fell back from NATS to Postgres, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in FALLBACK_REASONS:
+            self.tail_fallbacks.labels(reason)

@@ -69,7 +69,7 @@ class NatsTail:
         self._why = "it looks for the stream"
         self.connection: Connection | None = None  # while the stream is followed
         for source in (NATS, POSTGRES):
-            metrics.tail_source.labels(source).set(source == POSTGRES)
+            metrics.mirror.tail_source.labels(source).set(source == POSTGRES)
 
     @property
     def is_damaged(self) -> bool:
@@ -127,8 +127,8 @@ class NatsTail:
         if (feed is None) != (self._feed is None):
             log.info("tail follows", extra={"source": POSTGRES if feed is None else NATS})
         self.connection, self._feed = connection, feed
-        self._metrics.tail_source.labels(NATS).set(feed is not None)
-        self._metrics.tail_source.labels(POSTGRES).set(feed is None)
+        self._metrics.mirror.tail_source.labels(NATS).set(feed is not None)
+        self._metrics.mirror.tail_source.labels(POSTGRES).set(feed is None)
 
     # Postgres
 
@@ -269,7 +269,7 @@ class NatsTail:
     def _fall(self, error: Exception) -> None:
         """Count and tell why the stream is not followed any more."""
         self._falls += 1
-        self._metrics.tail_fallbacks.labels(reason_of(error)).inc()
+        self._metrics.mirror.tail_fallbacks.labels(reason_of(error)).inc()
         self._note(error)
 
     def _note(self, error: Exception) -> None:

@@ -12,7 +12,10 @@ import yaml
 
 from service import __version__
 from service.config import load, variables
+from service.db import CLOSE_TIMEOUT_S
 from service.relay import FLUSH_S
+from service.server import LAST_APPENDS_S
+from service.tracing import FLUSH_S as TRACES_FLUSH_S
 from tests.conftest import need_program
 from tests.k8s import K8S, OVERLAYS, ROOT, Manifest, Tools, build, of_kind, one, pod_spec, run
 from tests.k8s import production as production  # fixtures

@@ -15,12 +15,11 @@ from service.metrics import (
     ATTEMPT_OUTCOMES,
     CLOSE_REASONS,
     DISABLED_REASONS,
-    FALLBACK_REASONS,
     LOGINS,
     OUTCOMES,
     SPAN_OUTCOMES,
 )
-from service.mirror_metrics import PUBLISH_OUTCOMES
+from service.mirror_metrics import FALLBACK_REASONS, PUBLISH_OUTCOMES
 from tests.bridge import body, post
 from tests.conftest import need_program
 from tests.raw import Gate
