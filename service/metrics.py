@@ -31,20 +31,8 @@ OUTCOMES = (
 )
 CUT_REASONS = ("slow", "crowded", "refused")
 CLOSE_REASONS = (
-    *(
-        "client",
-        "drain",
-        "max_age",
-        "send_timeout",
-        "token",
-        "diverged",
-        "pruned",
-        "damaged",
-        "lease_lost",
-        "consumer_gone",
-        "refused",
-        "error",
-    ),
+    *("client", "drain", "max_age", "send_timeout", "token", "diverged", "pruned", "damaged"),
+    *("lease_lost", "consumer_gone", "refused", "error"),
 )
 LOGINS = ("good", "bad", "slowed")
 

@@ -45,6 +45,9 @@ class MirrorMetrics:
         )
         for outcome in PUBLISH_OUTCOMES:
             self.publishes.labels(outcome)
+        self._declare_tail(registry)
+
+    def _declare_tail(self, registry: CollectorRegistry) -> None:
         self.tail_source = Gauge(
             "causeway_tail_source",
             "With CAUSEWAY_TAIL=nats, 1 for what the tail follows: `postgres` if it fell back.",

@@ -14,6 +14,7 @@ from service.latency import VIA
 from service.metrics import (
     ATTEMPT_OUTCOMES,
     CLOSE_REASONS,
+    CUT_REASONS,
     DISABLED_REASONS,
     LOGINS,
     OUTCOMES,
@@ -39,7 +40,7 @@ CLOSED_LABELS = {
     "source": {"default", "-"},
     "outcome": {*OUTCOMES, *LOGINS, *ATTEMPT_OUTCOMES, *SPAN_OUTCOMES, *PUBLISH_OUTCOMES},
     "secret": {"current", "previous"},
-    "reason": {*CLOSE_REASONS, *DISABLED_REASONS, *FALLBACK_REASONS},
+    "reason": {*CLOSE_REASONS, *CUT_REASONS, *DISABLED_REASONS, *FALLBACK_REASONS},
     "via": set(VIA),
 }
 
