@@ -3,7 +3,8 @@
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,14 +14,18 @@ import pytest
 from service.embedded import EmbeddedPostgres
 from service.errors import CausewayError
 from service.migrate import migrate
-from tests.chaos.disk import Disk, Missing, small_disk
+from tests.bridge import body, post
+from tests.chaos.disk import Disk, Missing, slow_commits, small_disk
 from tests.conftest import REQUIRE_ALL
 from tests.faulty import assert_all_in_log_once, assert_each_once, assert_polite
 from tests.load import under_load
+from tests.logkeeping import sample
 from tests.reader import reading
-from tests.running import Database, eventually, make_settings, running_service
+from tests.running import Database, Running, eventually, make_settings, running_service
 
 MEGABYTES = {"data": 200, "wal": 100}
+COMMIT_S = 0.1
+SENDERS = 40
 
 
 @pytest.fixture
@@ -107,3 +112,29 @@ async def test_a_full_disk_is_503_and_with_room_again_everything_goes_on(
         assert running.fatal == []
     server_log = "".join(path.read_text() for path in (cramped.data_dir / "log").glob("*.log"))
     assert ("PANIC" in server_log) == is_wal
+
+
+async def test_slow_commits_cost_time_for_each_batch_and_not_for_each_event(
+    postgres: EmbeddedPostgres, database: Database, start: Callable[..., Awaitable[Running]]
+) -> None:
+    running = await start()
+    async with reading(running.url, "from=start") as reader:
+        async with slow_commits(postgres.owner_url, COMMIT_S):
+            # The server takes its settings up a moment after it was told.
+            await _until_an_append_takes(running, COMMIT_S)
+            async with under_load(running.url, senders=SENDERS) as load:
+                await eventually(lambda: len(load.accepted) >= 3 * SENDERS, within_s=30)
+        batches = sample(running, "append_batch_events_count")
+        assert sample(running, "append_batch_events_sum") > 5 * batches
+        assert load.refused == []
+        head = int(sample(running, "append_batch_events_sum"))
+        await assert_each_once(reader, head)
+
+
+async def _until_an_append_takes(running: Running, seconds: float) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            began = time.monotonic()
+            assert (await post(running.url, body())).status_code == 200
+            if time.monotonic() - began >= seconds:
+                return

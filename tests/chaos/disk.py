@@ -6,7 +6,9 @@
         disk.fill(); ...; disk.give_back()
 
 `hold_wal` puts only the write-ahead log of a stopped Postgres there: full, that is no error of a
-statement but a PANIC. A tmpfs is memory, so it shows nothing of a slow disk.
+statement but a PANIC. A tmpfs is memory, so it shows nothing of a slow disk:
+
+    async with slow_commits(owner_url, 0.1): ...     # the commits' wait for one, and no more of it
 """
 
 import errno
@@ -14,10 +16,12 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import asyncpg
 
 PIECE = b"\0" * 65536
 
@@ -90,3 +94,25 @@ def _mount(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise Missing(f"a small disk cannot be mounted here: {done.stderr.strip()}")
+
+
+@asynccontextmanager
+async def slow_commits(owner_url: str, seconds: float) -> AsyncIterator[None]:
+    """Let each flush of the write-ahead log at a commit take so much longer: 0.1 s at the most.
+
+    By Postgres' own `commit_delay`, not by a slow device: reads and checkpoints stay fast.
+    """
+    connection = await asyncpg.connect(owner_url)
+    settings = {"commit_delay": int(seconds * 1e6), "commit_siblings": 0}
+    try:
+        for name, value in settings.items():
+            await connection.execute(f"ALTER SYSTEM SET {name} = {value}")
+        await connection.execute("SELECT pg_reload_conf()")
+        try:
+            yield
+        finally:
+            for name in settings:
+                await connection.execute(f"ALTER SYSTEM RESET {name}")
+            await connection.execute("SELECT pg_reload_conf()")
+    finally:
+        await connection.close()
