@@ -19,6 +19,7 @@ from tests.chaos.report import Told, report
 from tests.chaos.run import Done, Outcome, run
 from tests.chaos.schedule import Planned, Step, names, plan
 from tests.chaos.world import World
+from tests.conftest import need_program
 from tests.running import ROOT
 from tests.stored import remove
 
@@ -159,12 +160,19 @@ def test_a_report_of_a_good_run_has_every_fault_and_what_there_was_no_time_for()
 # --- a run of it ---
 
 
+@pytest.fixture
+def pgrep() -> str:
+    """The program that tells which processes another one has started."""
+    return need_program("pgrep")
+
+
 async def short_run(*chosen: Fault) -> Outcome:
     steps = [Step((Planned(fault.name, fault.hold_s[0], 0, 0.5),)) for fault in chosen]
     faults = {fault.name: fault for fault in chosen}
     return await run(SEED, steps, faults, per_s=PER_S, within_s=60, tell=show)
 
 
+@pytest.mark.usefixtures("pgrep")
 async def test_a_short_run_keeps_every_promise() -> None:
     chosen = ("replica_killed", "answer_lost")
     outcome = await short_run(*(FAULTS[name] for name in chosen))
@@ -180,6 +188,7 @@ async def _row_removed(world: World, planned: Planned) -> AsyncIterator[None]:
     yield
 
 
+@pytest.mark.usefixtures("pgrep")
 async def test_a_short_run_finds_a_row_that_was_taken_out_of_the_log() -> None:
     outcome = await short_run(
         Fault("row_removed", "", "", "database", (0.2, 0.2), _row_removed),
@@ -187,6 +196,7 @@ async def test_a_short_run_finds_a_row_that_was_taken_out_of_the_log() -> None:
     assert {"hole", "lost", "audit"} <= {violation.kind for violation in outcome.violations}
 
 
+@pytest.mark.usefixtures("pgrep")
 def test_an_interrupted_run_ends_everything_that_it_started() -> None:
     command = [sys.executable, "-m", "tests.chaos", "--minutes", "1", "--seed", "1"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, encoding="utf-8") as process:
