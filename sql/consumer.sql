@@ -87,11 +87,11 @@ FROM (
     SELECT array_agg(CASE WHEN is_ours THEN sent ELSE 0 END ORDER BY n) AS sent,
         array_agg(CASE WHEN is_ours THEN done ELSE 0 END ORDER BY n) AS done
     FROM (
-        SELECT n, sent, done, held.link IS NULL OR EXISTS (
-            SELECT
+        SELECT n, sent, done, held.link IS NULL OR coalesce((
+            SELECT event.link = held.link
             FROM causeway.event
-            WHERE event.position = held.sent AND event.link = held.link
-        ) AS is_ours
+            WHERE event.position = held.sent
+        ), false) AS is_ours
         FROM unnest($4::bigint[], $5::bigint[], $6::bytea[])
             WITH ORDINALITY AS held (sent, done, link, n)
     ) AS judged

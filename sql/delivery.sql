@@ -12,9 +12,12 @@ SELECT hook, outcome, reason, wait_s, scanned_to,
 FROM causeway.claim_deliveries(
     $1, $2, $3,
     ARRAY(
-        SELECT coalesce(event.position, 0)
+        SELECT coalesce((
+            SELECT position
+            FROM causeway.event
+            WHERE event.position = known.position AND event.link = known.link
+        ), 0)
         FROM unnest($4::bigint[], $5::bytea[]) WITH ORDINALITY AS known (position, link, n)
-        LEFT JOIN causeway.event USING (position, link)
         ORDER BY n
     ),
     $6, $7, $8, $9
