@@ -167,9 +167,12 @@ class Hub:
         period = min(1.0, self._settings.heartbeat_s / 4, self._settings.send_timeout_s / 4)
         while True:
             await asyncio.sleep(period)
-            now = clock()
-            for subscriber in tuple(self._subscribers):
-                self._examine(subscriber, now)
+            self._examine_all(clock())
+
+    def _examine_all(self, now: float) -> None:
+        """A function of its own: a loop that sleeps must not hold the last stream it looked at."""
+        for subscriber in tuple(self._subscribers):
+            self._examine(subscriber, now)
 
     def _examine(self, subscriber: Subscriber, now: float) -> None:
         began = subscriber.sending_since
@@ -192,9 +195,12 @@ class Hub:
                 revoked = await self._tokens.revoked(ids)
             except LogUnavailable:
                 continue  # the tail reports that the database is away; tokens stay as they were
-            for subscriber in tuple(self._subscribers):
-                if subscriber.caller.token_id in revoked:
-                    subscriber.close("token")
+            self._close_all_of(revoked)
+
+    def _close_all_of(self, revoked: set[int]) -> None:
+        for subscriber in tuple(self._subscribers):
+            if subscriber.caller.token_id in revoked:
+                subscriber.close("token")
 
     def close_all(self, reason: str) -> None:
         """Ask every stream to end at once."""

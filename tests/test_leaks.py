@@ -98,7 +98,8 @@ async def rest(running: Running, owner: Owner) -> Counter[str]:
     assert living.pop("Reply", 0) <= kept
     assert sessions <= SESSIONS_MAX
     assert kept <= CALLBACKS_MAX
-    living.update(f"task of {task.get_coro()!r:.60}" for task in asyncio.all_tasks())
+    names = (getattr(task.get_coro(), "__qualname__", "?") for task in asyncio.all_tasks())
+    living.update(f"task of {name}" for name in names)
     living["files"] = sum(1 for _ in Path("/proc/self/fd").iterdir()) - sessions - kept
     living["connections"] = len(running.server.server_state.connections)
     living["series"] = len(series(running.service.metrics))
