@@ -170,11 +170,11 @@ class Tail:
 
         Raises LogChanged if it is not.
         """
+        # Of before the question: what comes in meanwhile (from a mirror) may be past the answer.
+        position, link = self._window.position, self._window.link
         bounds = await self._eventlog.bounds()
-        self._known_head = bounds.head_position
-        if bounds.head_position < self._window.position:
-            raise LogChanged(
-                f"the log ends at {bounds.head_position}, {self._window.position} was handed out"
-            )
-        if bounds.head_position == self._window.position and bounds.head_link != self._window.link:
+        self._known_head = max(bounds.head_position, self._window.position)
+        if bounds.head_position < position:
+            raise LogChanged(f"the log ends at {bounds.head_position}, {position} was handed out")
+        if bounds.head_position == position and bounds.head_link != link:
             raise LogChanged(f"position {bounds.head_position} has another link than before")

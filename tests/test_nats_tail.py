@@ -14,10 +14,11 @@ import httpx2
 import pytest
 
 from service import mirror as mirror_module
-from service import nats_log, nats_tail
+from service import nats_feed, nats_log, nats_tail
 from service.db import Connection, create_pool
 from service.erase import Erasures
 from service.event import Event
+from service.eventlog import Bounds
 from service.nats import connected
 from service.nats_feed import Feed
 from service.nats_log import MirroredLog
@@ -197,6 +198,7 @@ async def test_a_server_that_is_killed_and_comes_back_costs_no_event(
             assert (await opened.note()).startswith("Postgres is followed: ")
             await grows(position)
             nats.start()
+            nats.wait()
             await opened.reach("nats", within_s=15)
         await grows(position)
     assert opened.fallbacks("away") == 2
@@ -438,6 +440,29 @@ async def test_a_burst_comes_whole_to_a_gateway_that_is_slow(
     assert opened.fallbacks("away") == 0
 
 
+async def test_what_comes_while_postgres_is_asked_for_the_end_is_no_other_history(
+    opening: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = await opening()
+    running, plain, asked = opened.running.service, opened.plain, 0
+    assert isinstance(running.tail, NatsTail)
+    eventlog = running.tail._tail._eventlog
+    bounds = eventlog.bounds
+
+    async def slowly() -> Bounds:
+        """The answer is of before what the window has when it comes."""
+        nonlocal asked
+        found = await bounds()
+        await append(plain)
+        await eventually(lambda: running.window.position > found.head_position)
+        asked += 1
+        return found
+
+    monkeypatch.setattr(eventlog, "bounds", slowly)
+    await eventually(lambda: asked == 3)
+    assert not running.tail.is_damaged
+
+
 # Below the window
 
 
@@ -470,7 +495,7 @@ async def test_readers_below_the_window_share_what_is_fetched(
     opened = await opening(window_events=10)
     await append_many(opened.running, 600)
     fetched: list[int] = []
-    fetch_range = nats_log.fetch_range
+    fetch_range = nats_feed.fetch_range
 
     async def counting(connection: Any, stream: str, first: int, *more: int) -> list[Event]:
         fetched.append(first)
