@@ -202,7 +202,15 @@ def create_pool(
         command_timeout=COMMAND_TIMEOUT_S,
         server_settings=None if is_pooler else session,
         statement_cache_size=0 if is_pooler else 100,
+        reset=_keep,
     )
+
+
+async def _keep(_connection: Connection) -> None:
+    """Save the round trip of a RESET after each use: nothing of ours stays in a session.
+
+    asyncpg itself has rolled back a transaction that was open.
+    """
 
 
 async def prepare(

@@ -154,6 +154,16 @@ async def test_a_dead_connection_is_replaced_when_it_is_next_asked_for(
         assert other["pid"] != row["pid"]
 
 
+async def test_a_use_of_the_pool_costs_one_round_trip(
+    database: Database, session: Connection
+) -> None:
+    async with create_pool(database.service_dsn, max_size=1) as pool:
+        [[pid]] = await fetch(pool, "SELECT pg_backend_pid()")
+        await fetch(pool, "SELECT 42")
+        last = await session.fetchval("SELECT query FROM pg_stat_activity WHERE pid = $1", pid)
+        assert last == "SELECT 42"
+
+
 async def test_a_pool_acts_as_the_role_it_is_given(database: Database) -> None:
     async with create_pool(database.owner_dsn, max_size=1, role="causeway_service") as pool:
         for _ in range(2):  # also after the connection was given back
