@@ -27,16 +27,16 @@ SETTLE_S = 0.6
 
 async def measure(postgres: EmbeddedPostgres, effort: Effort) -> list[Figure]:
     """Return delays of what is accepted and refused, memory, and how it is afterwards."""
-    processor = await _overload(postgres, effort, "processor")
-    commits = await _overload(postgres, effort, "commits", CAUSEWAY_APPEND_BATCH_EVENTS="10")
+    processor = await _overload(postgres, effort, "processor", 256)
+    commits = await _overload(postgres, effort, "commits", 16, CAUSEWAY_APPEND_BATCH_EVENTS="10")
     return [*processor, *commits]
 
 
 async def _overload(
-    postgres: EmbeddedPostgres, effort: Effort, name: str, **settings: str
+    postgres: EmbeddedPostgres, effort: Effort, name: str, waiting: int, **settings: str
 ) -> list[Figure]:
     async with loaded(postgres, **settings) as service:
-        with service.offering() as closed:
+        with service.offering(waiting) as closed:  # fewer than two batches: no overload
             most = await most_taken(closed, effort.overload_s)
         with service.offering(effort.overload_connections) as offer:
             before = await _offer(offer, BELOW * most, effort.overload_s)
