@@ -1,4 +1,7 @@
-"""The disk of Postgres' write-ahead log is full for a while. Root only: a small disk is mounted."""
+"""The disk of Postgres' write-ahead log is slow, or full for a while.
+
+To fill it a small disk is mounted, which takes root.
+"""
 
 import asyncio
 import shutil
@@ -8,12 +11,13 @@ from pathlib import Path
 
 import asyncpg
 
-from tests.chaos.disk import Disk, missing, small_disk
+from tests.chaos.disk import Disk, missing, slow_commits, small_disk
 from tests.chaos.fault import Fault
 from tests.chaos.schedule import Planned
 from tests.chaos.world import World
 
 SPARE_MEGABYTES = 64
+FLUSH_S = 0.1
 USE_UP_S = 10.0
 RECOVER_S = 60.0
 LOOK_S = 0.1
@@ -72,7 +76,21 @@ def _restart_at_home(world: World, disk: Disk, wal: Path) -> None:
     postgres.start()
 
 
+@asynccontextmanager
+async def _slow(world: World, planned: Planned) -> AsyncIterator[None]:
+    async with slow_commits(world.postgres.owner_url, FLUSH_S):
+        yield
+
+
 FAULTS = (
+    Fault(
+        "disk_slow",
+        f"each flush of the write-ahead log takes {FLUSH_S * 1000:.0f} ms more",
+        "slower 200s, in larger batches, and nothing else",
+        "database",
+        (3.0, 6.0),
+        _slow,
+    ),
     Fault(
         "disk_full",
         "the disk of the write-ahead log is full: Postgres panics and cannot recover; then there "
