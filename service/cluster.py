@@ -69,7 +69,7 @@ def socket_dir(data_dir: Path) -> Path:
     if plain and len(str(near / SOCKET)) <= SOCKET_PATH_MAX_BYTES:
         return near
     digest = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]
-    return Path("/tmp") / f"causeway-{digest}"  # noqa: S108  (its owner is verified)
+    return Path("/tmp") / f"causeway-{digest}"  # noqa: S108  # nosec B108  # its owner is verified
 
 
 def find_binaries(data_dir: Path, user: SystemUser) -> Path:

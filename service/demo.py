@@ -150,7 +150,7 @@ def _folder() -> Iterator[Path]:
 
     Its path is short, for the socket in it, and open to the user that Postgres runs as under root.
     """
-    with tempfile.TemporaryDirectory(prefix="causeway-demo-", dir="/tmp") as name:
+    with tempfile.TemporaryDirectory(prefix="causeway-demo-", dir="/tmp") as name:  # nosec B108
         folder = Path(name)
         folder.chmod(0o755)
         yield folder

@@ -19,7 +19,7 @@ from service.event import event_id
 from service.filter import Filter
 from service.seal import Sealer
 
-SECRET_PREFIX = "whsec_"  # noqa: S105 - no secret, only how one begins
+SECRET_PREFIX = "whsec_"  # noqa: S105  # nosec B105  # only how one begins
 _SECRET_BYTES = 32
 _PLAIN = (
     *("webhook_id", "application", "name", "url", "is_ordered", "previous_secret_until"),

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
         ("ruff", "check", "service", "tests"),
         ("ruff", "format", "--check", "service", "tests"),
         ("mypy",),
+        ("bandit", "-q", "-c", "pyproject.toml", "-r", "service"),
     ],
     ids=lambda command: "-".join(command[:2]),
 )
