@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import nats
 from nats.aio.client import Client, RawCredentials
+from nats.errors import FlushTimeoutError
 from nats.js import JetStreamContext
 from nats.js.api import StreamConfig, StreamInfo
 from nats.js.errors import APIError, NotFoundError
@@ -64,6 +65,12 @@ async def connected(settings: NatsSettings, name: str) -> AsyncIterator[Connecti
     async def on_closed() -> None:
         lost.set()
 
+    async def on_error(error: Exception) -> None:
+        """Hear of each error; those that matter are raised as well, but for one."""
+        log.debug("nats", extra={"reason": type(error).__name__})
+        if isinstance(error, FlushTimeoutError):  # nobody takes what we send
+            lost.set()
+
     options = _options(settings)
     client = Client()
     try:
@@ -72,7 +79,7 @@ async def connected(settings: NatsSettings, name: str) -> AsyncIterator[Connecti
                 await client.connect(
                     list(settings.nats_urls),
                     name=name,
-                    error_cb=_note,
+                    error_cb=on_error,
                     closed_cb=on_closed,
                     connect_timeout=CONNECT_TIMEOUT_S,
                     allow_reconnect=False,
@@ -80,6 +87,7 @@ async def connected(settings: NatsSettings, name: str) -> AsyncIterator[Connecti
                     reconnect_time_wait=0,
                     ping_interval=PING_S,
                     max_outstanding_pings=2,
+                    flush_timeout=REQUEST_TIMEOUT_S,
                     **options,
                 )
         yield Connection(client, lost)
@@ -172,8 +180,3 @@ def _tls(settings: NatsSettings) -> ssl.SSLContext:
     except OSError as error:  # ssl.SSLError is one
         raise ConfigError(f"CAUSEWAY_NATS_CA, _CERT or _KEY: cannot be read: {error}") from error
     return context
-
-
-async def _note(error: Exception) -> None:
-    """nats-py tells of each error here, and raises those that matter where they do."""
-    log.debug("nats", extra={"reason": type(error).__name__})

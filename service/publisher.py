@@ -89,6 +89,8 @@ class Publisher:
         reply = f"{self._inbox}.{event.position}"
         with translated():
             await self._connection.client.publish(message.subject, message.body, reply, headers)
+        if self._connection.lost.is_set():
+            raise MirrorUnavailable("the connection to NATS is lost")
         self.published = event.position
 
     async def _wait(self, wanted: int) -> None:
@@ -125,14 +127,14 @@ class Publisher:
 async def publishing(
     connection: Connection, stream: str, place: int, window: int, metrics: MirrorMetrics
 ) -> AsyncIterator[Publisher]:
-    """Give a publisher of what follows `place`, with at most `window` events in flight."""
+    """Give a publisher of what follows `place`, with at most `window` events in flight.
+
+    One for a connection: its subscription ends with that.
+    """
     publisher = Publisher(connection, stream, place, window, metrics)
     with translated():
-        subscription = await connection.client.subscribe(publisher.answers, cb=publisher.hear)
+        await connection.client.subscribe(publisher.answers, cb=publisher.hear)
     try:
         yield publisher
     finally:
         metrics.publishes.labels("unsure").inc(publisher.in_flight)
-        if not connection.lost.is_set():
-            with translated():
-                await subscription.unsubscribe()

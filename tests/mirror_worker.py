@@ -5,12 +5,14 @@ python -m tests.mirror_worker
 
 import asyncio
 
+import uvloop
 from prometheus_client import CollectorRegistry
 
 from service.config import load
 from service.db import create_pool
 from service.erase import Erasures
 from service.eventlog import EventLog
+from service.listen import Listener
 from service.mirror import Mirror
 from service.mirror_lease import MirrorLease
 from service.mirror_metrics import MirrorMetrics
@@ -25,8 +27,11 @@ async def main() -> None:
         lease = MirrorLease(dsn, settings.nats_stream, settings.poll_s)
         metrics = MirrorMetrics(CollectorRegistry())
         parts = (settings, EventLog(pool), Erasures(pool), lease, metrics)
-        await Mirror(*parts, poll_s=settings.poll_s).run()
+        mirror = Mirror(*parts, poll_s=settings.poll_s)
+        async with asyncio.TaskGroup() as loops:
+            loops.create_task(mirror.run())
+            loops.create_task(Listener(dsn, mirror.hear).run())
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    uvloop.run(main())

@@ -225,6 +225,43 @@ async def test_nats_goes_away_and_comes_back(
     assert await note_of(mirror) == "mirroring"
 
 
+async def test_a_nats_that_hangs_is_left_and_found_again(
+    start: Start, service: Running, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More waits to be sent than the sockets take, so that it hangs in the midst of a publish."""
+    monkeypatch.setattr("service.publisher.ACK_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("service.nats.REQUEST_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("service.nats.CONNECT_TIMEOUT_S", 0.5)
+    eventlog = service.service.eventlog
+    mirror = await start(roles="mirror", nats_url=nats.url, poll_s=60.0)
+    await fill(eventlog, 1)
+    await until_level(mirror, 1)
+    nats.freeze()
+    await fill(eventlog, 200, text="x" * 100_000)
+    await eventually(lambda: value(mirror, "causeway_mirror_active") == 0, within_s=15)
+    assert value(mirror, "causeway_mirror_lag_seconds") > 0
+    nats.thaw()
+    await until_level(mirror, 201)
+    assert await assert_mirrored(nats, eventlog) == 201
+    assert mirror.fatal == []
+
+
+async def test_the_stream_is_made_as_the_settings_say(start: Start, nats: NatsServer) -> None:
+    mirror = await start(
+        roles="mirror",
+        nats_url=nats.url,
+        nats_stream="bank",
+        nats_retention_s=3600,
+        nats_retention_bytes="10MB",
+    )
+    await eventually(lambda: nats.last_sequence("bank") == 0)
+    async with client_of(nats) as client:
+        config = (await client.jetstream().stream_info("bank")).config
+    assert (config.max_age, config.max_bytes) == (3600, 10_000_000)
+    assert (config.subjects, config.storage, config.num_replicas) == (["bridge.>"], "file", 1)
+    assert mirror.fatal == []
+
+
 async def test_a_cluster_may_lose_the_streams_leader_while_it_is_filled(
     start: Start, service: Running, tmp_path: Path
 ) -> None:
