@@ -120,7 +120,7 @@ class Mirror:
                 await self._mirror(connection, lost)
         except Misfit as error:
             self._metrics.misfit.labels(self._name).set(1)
-            self._say(f"stopped: {error}. See `causeway mirror check`")
+            self._say(f"stopped: {error}. See `causeway mirror check`", is_misfit=True)
         except (MirrorUnavailable, StreamRefused) as error:
             self._say(str(error))
         await self._measure()
@@ -224,8 +224,11 @@ class Mirror:
             self._waiting = waiting[0].received_at if waiting else None
             self._known_head = (await self._eventlog.bounds()).head_position
 
-    def _say(self, detail: str) -> None:
-        """Log what is wrong, once, and tell `/readyz`."""
-        if detail != self._detail:
-            log.error("mirror stopped", extra={"stream": self._name, "reason": detail})
+    def _say(self, detail: str, *, is_misfit: bool = False) -> None:
+        """Log what is wrong, once, and tell `/readyz`. A misfit needs a person."""
+        extra = {"stream": self._name, "reason": detail}
+        if detail != self._detail and is_misfit:
+            log.error("mirror stopped", extra=extra)
+        elif detail != self._detail:
+            log.warning("mirror interrupted", extra=extra)
         self._detail = detail
