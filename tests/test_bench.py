@@ -10,9 +10,11 @@ from tests.bench import (
     endtoend,
     fanout,
     feed,
+    gateways,
     idle,
     ingest,
     longlog,
+    mirror,
     overload,
     soak,
     storm,
@@ -32,6 +34,7 @@ from tests.bench.figures import (
 from tests.bench.machine import describe
 from tests.bench.report import Section, write
 from tests.conftest import need_program
+from tests.nats_server import find_server
 
 
 def check(figures: list[Figure], *names: str) -> None:
@@ -65,6 +68,22 @@ async def test_ingest_is_measured_against_nothing_and_against_a_plain_handler(
     need_program("wrk")
     figures = await ingest.measure(postgres, SMOKE)
     check(figures, "service", "service to itself without append", "service to FastAPI + asyncpg")
+
+
+async def test_gateways_are_measured_over_both_tails(postgres: EmbeddedPostgres) -> None:
+    find_server()
+    figures = await gateways.measure(postgres, SMOKE)
+    check(
+        figures,
+        *("1 gateways over postgres", "1 gateways over nats"),
+        *(f"received to subscriber, over {tail}, p50" for tail in ("postgres", "nats")),
+    )
+
+
+async def test_the_mirror_is_measured_beside_the_disk(postgres: EmbeddedPostgres) -> None:
+    find_server()
+    figures = await mirror.measure(postgres, SMOKE)
+    check(figures, "mirror, each write synced", "mirror to the disk, each write synced")
 
 
 async def test_two_workers_are_measured_against_one(postgres: EmbeddedPostgres) -> None:

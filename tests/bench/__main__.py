@@ -21,9 +21,11 @@ from tests.bench import (
     endtoend,
     fanout,
     feed,
+    gateways,
     idle,
     ingest,
     longlog,
+    mirror,
     overload,
     relay,
     soak,
@@ -49,6 +51,8 @@ BENCHES: dict[str, ModuleType] = {
     "idle": idle,
     "storm": storm,
     "soak": soak,
+    "gateways": gateways,
+    "mirror": mirror,
 }
 OUTPUT = ROOT / "docs" / "benchmarks.md"
 

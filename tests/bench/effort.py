@@ -41,6 +41,11 @@ class Effort:
     storm_while_s: float
     overload_s: float
     overload_connections: int
+    gateway_counts: tuple[int, ...]
+    gateway_s: float  # in one turn
+    gateway_rate: int  # events in a second
+    mirror_events: int
+    mirror_singles: int  # in one turn
 
 
 FULL = Effort(
@@ -75,6 +80,11 @@ FULL = Effort(
     storm_while_s=2.0,
     overload_s=8.0,
     overload_connections=2000,
+    gateway_counts=(1, 2, 4, 8),
+    gateway_s=5.0,
+    gateway_rate=100,
+    mirror_events=100_000,
+    mirror_singles=500,
 )
 QUICK = Effort(
     name="quick",
@@ -108,6 +118,11 @@ QUICK = Effort(
     storm_while_s=2.0,
     overload_s=3.0,
     overload_connections=2000,
+    gateway_counts=(1, 4),
+    gateway_s=3.0,
+    gateway_rate=100,
+    mirror_events=20_000,
+    mirror_singles=300,
 )
 SMOKE = Effort(
     name="smoke",
@@ -141,4 +156,9 @@ SMOKE = Effort(
     storm_while_s=0.5,
     overload_s=0.3,
     overload_connections=200,
+    gateway_counts=(1,),
+    gateway_s=0.5,
+    gateway_rate=50,
+    mirror_events=500,
+    mirror_singles=5,
 )
