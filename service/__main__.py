@@ -93,12 +93,16 @@ def serve(
         int | None,
         typer.Option(help="So many processes share the port; instead of CAUSEWAY_WORKERS."),
     ] = None,
+    tail: Annotated[
+        str | None,
+        typer.Option(help="Follow the log in postgres or in nats; instead of CAUSEWAY_TAIL."),
+    ] = None,
 ) -> None:
     """Run the service. Settings come from the environment; the README lists them.
 
     Without DATABASE_URL an embedded Postgres is started, and stopped at the end.
     """
-    given = {"CAUSEWAY_ROLES": roles, "CAUSEWAY_WORKERS": workers}
+    given = {"CAUSEWAY_ROLES": roles, "CAUSEWAY_WORKERS": workers, "CAUSEWAY_TAIL": tail}
     settings = config.load(
         options={name: str(value) for name, value in given.items() if value is not None}
     )

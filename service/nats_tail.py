@@ -10,10 +10,9 @@ truth: now and then it is asked for the log's end, so that a mirror that lags or
 import asyncio
 import logging
 import random
-from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 from service.config import Settings
 from service.errors import LogUnavailable, MirrorUnavailable, Misfit, NotMirrored
@@ -24,11 +23,11 @@ from service.metrics import Metrics
 from service.nats import Connection, Stream, connected
 from service.nats_feed import Feed, StreamGone, feeding
 from service.tail import Tail
+from service.waiting import race
 from service.window import Window
 
 log = logging.getLogger("causeway.nats_tail")
 
-T = TypeVar("T")
 LAG_S = 2.0  # an event that the stream has not got after this long makes it lag
 RETURN_S = (1.0, 2.0, 5.0, 10.0, 20.0)  # before the stream is tried (again)
 STEADY_S = 60.0  # a stream that was followed this long begins anew with the first of them
@@ -289,22 +288,3 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, MirrorUnavailable):
         return "away"
     return "gone" if isinstance(error, StreamGone) else "misfit"
-
-
-async def race(first: Coroutine[Any, Any, T], *others: Coroutine[Any, Any, Any]) -> T:
-    """Run all until one ends, and end the others; return what `first` returned.
-
-    Raises what the one that ended raised.
-    """
-    wanted = asyncio.create_task(first)
-    tasks: list[asyncio.Task[Any]] = [wanted, *map(asyncio.create_task, others)]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks[1:]:
-            if task.done():
-                task.result()
-        return wanted.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from tests.nats_server import NatsServer
 
 TEMPLATE = "causeway_template"
-# Their services follow the log in Postgres, and once more in its mirror. Others do not: test_order
-# has no tail, and test_pages, since pages are read from Postgres in both cases.
+# Their services follow the log in Postgres, and once more in its mirror. Not among them:
+# test_order, which has no tail, and test_pages: pages are read from Postgres in both cases.
 ON_BOTH_TAILS = {"test_stream", "test_stream_slow", "test_consumer_stream"}
 # The first two need that what was appended at once is read at once: a stream's messages come one by
 # one. The lag of consumers is looked up more seldom over NATS.

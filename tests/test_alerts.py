@@ -75,6 +75,17 @@ CASES = (
     Case("CausewayMirrorStopped", (('causeway_mirror_misfit{stream="S",pod="a"}', "0x5 1x9"), ('causeway_mirror_misfit{stream="S",pod="b"}', "0x20")), "6m", "8m", {"stream": "S"}),
     Case("CausewayMirrorNobody", (('causeway_mirror_active{stream="S",pod="a"}', "1x10 0x20"), ('causeway_mirror_active{stream="S",pod="b"}', "0x30")), "14m", "18m", {"stream": "S"}),
     Case("CausewayMirrorBehind", (('causeway_mirror_lag_seconds{stream="S",pod="a"}', "0x10 61x20"),), "14m", "18m", {"stream": "S"}),
+    Case("CausewayTailFellBack", (('causeway_tail_source{source="postgres",pod="a"}', "0x10 1x30"),), "19m", "23m"),
+    Case(
+        "CausewayTailMisled",
+        (
+            ('causeway_tail_fallbacks_total{reason="misfit",pod="a"}', "0x10 1x10"),
+            ('causeway_tail_fallbacks_total{reason="away",pod="a"}', "0x5 9x15"),
+        ),
+        "9m",
+        "13m",
+        {"reason": "misfit"},
+    ),
     Case(
         "CausewayDatabaseNearFull",
         ((f"{DISK}_available_bytes{CLAIM}", "50x10 10x20"), (f"{DISK}_capacity_bytes{CLAIM}", "100x30")),

@@ -139,7 +139,8 @@ def test_the_window_knows_neither_sql_nor_http() -> None:
 
 
 def test_the_tail_knows_no_subscribers_and_receive_no_sql() -> None:
-    assert not imports_of("tail") & {"service.hub", "service.stream"}
+    for tail in ("tail", "nats_tail", "nats_feed", "nats_log"):
+        assert not imports_of(tail) & {"service.hub", "service.stream"}, tail
     assert not imports_of("receive") & {"asyncpg", "service.db"}
     assert not imports_of("appender") & HTTP
 
