@@ -432,11 +432,11 @@ async def test_a_burst_comes_whole_to_a_gateway_that_is_slow(
 
     monkeypatch.setattr(NatsTail, "_take", slowly)
     await opened.plain.service.eventlog.append(
-        [new_event(pad="x" * 2000) for _ in range(3000)], timeout_s=10
+        [new_event(pad="x" * 5000) for _ in range(1000)], timeout_s=10
     )
-    await eventually(lambda: opened.running.service.window.position == 3000, within_s=20)
-    assert sum(batches) == 3000
-    await opened.same(3000)
+    await eventually(lambda: opened.running.service.window.position == 1000, within_s=20)
+    assert len(batches) > 1
+    await opened.same(1000)
     assert opened.fallbacks("away") == 0
 
 

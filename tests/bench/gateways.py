@@ -144,10 +144,13 @@ async def _follows(process: Process, tail: str) -> None:
 
 
 async def _read(url: str, seconds: list[float]) -> None:
+    opened = time.time()  # what came before is read again while the window is filled: no delay
     async with reading(url, "format=cloudevents") as reader:
         while True:
             block = await reader.event()
             now = time.time()
             match = RECEIVED.search(block.data or "")
             assert match is not None
-            seconds.append(now - datetime.fromisoformat(match[1]).timestamp())
+            received = datetime.fromisoformat(match[1]).timestamp()
+            if received >= opened:
+                seconds.append(now - received)
