@@ -40,10 +40,11 @@ serve: $(VENV)/installed ## Run the service on port 8000 with development secret
 test: $(VENV)/installed-test ## Run all tests (and lint and types, which are tests)
 	$(BIN)/python -m pytest -n 3 --dist loadfile
 
-lint: $(VENV)/installed-test ## Check style, format and types
+lint: $(VENV)/installed-test ## Check style, format, types and careless lines
 	$(BIN)/ruff check service tests
 	$(BIN)/ruff format --check service tests
 	$(BIN)/mypy
+	$(BIN)/bandit -q -c pyproject.toml -r service
 
 chaos: $(VENV)/installed-test ## Break it on purpose, for 5 minutes (MINUTES=n SEED=n REPORT=file)
 	$(BIN)/python -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) \
