@@ -83,7 +83,7 @@ async def test_gateways_are_measured_over_both_tails(postgres: EmbeddedPostgres)
 async def test_the_mirror_is_measured_beside_the_disk(postgres: EmbeddedPostgres) -> None:
     find_server()
     figures = await mirror.measure(postgres, SMOKE)
-    check(figures, "mirror, each write synced", "mirror to the disk, each write synced")
+    check(figures, "mirror, three servers, each write synced", "mirror to the disk, one server")
 
 
 async def test_two_workers_are_measured_against_one(postgres: EmbeddedPostgres) -> None:
