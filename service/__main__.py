@@ -31,6 +31,7 @@ try:
     from service import serve as serving
     from service.client import SubscribeError, subscribe
     from service.errors import CausewayError
+    from service.filter_options import AccountIds, ItemIds, Sources, Types, UserUuids
     from service.settings import split_secrets
     from service.simulate import Plan
 except ModuleNotFoundError as missing:
@@ -227,13 +228,11 @@ def tail(
     since: Annotated[
         str | None, typer.Option(help="Begin at a time: ISO 8601, or Unix milliseconds.")
     ] = None,
-    type_: Annotated[
-        list[str] | None, typer.Option("--type", help="Only this type, or item.* (repeatable).")
-    ] = None,
-    item_id: Annotated[list[int] | None, typer.Option(help="Only this item (repeatable).")] = None,
-    account_id: Annotated[list[int] | None, typer.Option(help="Only this account.")] = None,
-    user_uuid: Annotated[list[str] | None, typer.Option(help="Only this user.")] = None,
-    source: Annotated[list[str] | None, typer.Option(help="Only from this source.")] = None,
+    type_: Types = None,
+    item_id: ItemIds = None,
+    account_id: AccountIds = None,
+    user_uuid: UserUuids = None,
+    source: Sources = None,
     consumer: Annotated[
         str | None,
         typer.Option(help="From the place of this consumer; silent while another holds it."),

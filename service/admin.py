@@ -5,13 +5,12 @@ counts for nothing here: no page of another site can make a browser do what thes
 """
 
 import re
-from typing import Any
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
 from service.alarms import find_alarms
+from service.answer import reply
 from service.auth import Tokens, bearer_token
 from service.body import read_body
 from service.cursor import parse_query, single
@@ -38,13 +37,13 @@ class Admin:
         await self._authenticate(request)
         if request.method == "POST":
             return await self._make_token(request)
-        return _json({"tokens": [describe_token(token) for token in await self._tokens.all()]})
+        return reply({"tokens": [describe_token(token) for token in await self._tokens.all()]})
 
     async def _make_token(self, request: Request) -> Response:
         wish = parse_token(await read_body(request.stream()))
         token = await self._tokens.create(wish.name, wish.scope, wish.limits, wish.expires_at)
         made = next(one for one in await self._tokens.all() if one.name == wish.name)
-        return _json({"token": token, **describe_token(made)}, 201)
+        return reply({"token": token, **describe_token(made)}, 201)
 
     async def token(self, request: Request) -> Response:
         """Revoke one token (DELETE)."""
@@ -57,7 +56,7 @@ class Admin:
     async def sources(self, request: Request) -> Response:
         """Answer every source: its newest event, and how its calls ended in this process."""
         await self._authenticate(request)
-        return _json({"sources": [source.as_json() for source in await self._overview.sources()]})
+        return reply({"sources": [source.as_json() for source in await self._overview.sources()]})
 
     async def stats(self, request: Request) -> Response:
         """Answer what is wrong, in words, and the figures of a range."""
@@ -68,7 +67,7 @@ class Admin:
         stats = self._overview.stats
         alarms = find_alarms(await self._overview.situation())
         shown = stats.hour() if range_ == HOUR else await stats.counts(range_)
-        return _json({"alarms": [{"level": a.level, "text": a.text} for a in alarms], **shown})
+        return reply({"alarms": [{"level": a.level, "text": a.text} for a in alarms], **shown})
 
     async def checkpoint(self, request: Request) -> Response:
         """Answer where the log begins and ends, to be kept elsewhere and given to an audit."""
@@ -82,7 +81,7 @@ class Admin:
             "checkpoint": f"{bounds.head_position}.{link}",
             "first_position": bounds.first_position,
         }
-        return _json(body)
+        return reply(body)
 
     async def _authenticate(
         self, request: Request, known: frozenset[str] = frozenset()
@@ -90,9 +89,3 @@ class Admin:
         """Return the query's values by name, once the caller may administer."""
         await self._tokens.log_in(bearer_token(request.scope["headers"]))
         return dict(parse_query(request.scope["query_string"], known))
-
-
-def _json(content: Any, status: int = 200) -> Response:
-    return Response(
-        orjson.dumps(content), status, {"cache-control": "no-store"}, "application/json"
-    )

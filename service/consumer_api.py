@@ -1,13 +1,12 @@
 """`/consumers...`: make, read, list and delete named consumers, and acknowledge what is done."""
 
-from datetime import datetime
 from typing import Any
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
 from service.acks import Acks
+from service.answer import describe_filter, moment_or_none, reply
 from service.auth import Tokens, bearer_token
 from service.body import read_body
 from service.consumer import Consumer, Consumers, Shard
@@ -36,7 +35,7 @@ class ConsumerApi:
         """Answer every consumer that the token may see, by name."""
         limits = await self._authenticate(request)
         consumers = [one for one in await self._consumers.all() if _covers(limits, one.filter)]
-        return _json({"consumers": [_describe(consumer) for consumer in consumers]})
+        return reply({"consumers": [_describe(consumer) for consumer in consumers]})
 
     async def consumer(self, request: Request) -> Response:
         """Answer one consumer (GET); make or change it (PUT); forget it and its place (DELETE)."""
@@ -48,7 +47,7 @@ class ConsumerApi:
         if request.method == "DELETE":
             await self._consumers.delete(name)
             return Response(status_code=204)
-        return _json(_describe(await self._consumers.read(name)))
+        return reply(_describe(await self._consumers.read(name)))
 
     async def _put(self, name: str, request: Request, limits: Filter) -> Response:
         wish = parse_wish(name, await read_body(request.stream()))
@@ -65,14 +64,14 @@ class ConsumerApi:
             link=await self._eventlog.check(position, None),
             is_reset=wish.is_reset,
         )
-        return _json(_describe(await self._consumers.read(name)), 201 if is_new else 200)
+        return reply(_describe(await self._consumers.read(name)), 201 if is_new else 200)
 
     async def ack(self, request: Request) -> Response:
         """Write down that everything up to a position is done; answer the place then."""
         limits = await self._authenticate(request)
         await self._check_limits(request.path_params["name"], limits)
         ack = parse_ack(request.path_params["name"], await read_body(request.stream()))
-        return _json({"position": await self._acks.ack(ack)})
+        return reply({"position": await self._acks.ack(ack)})
 
     async def _check_limits(self, name: str, limits: Filter) -> None:
         """Raise Forbidden if the consumer has events that the token may not see."""
@@ -103,7 +102,7 @@ def _describe(consumer: Consumer) -> dict[str, Any]:
         "name": consumer.name,
         "ack_mode": consumer.ack_mode,
         "lease_s": consumer.lease_s,
-        "filter": _describe_filter(consumer.filter),
+        "filter": describe_filter(consumer.filter),
         "created_at": timestamp(consumer.created_at),
         "position": place.position,
         "id": place.id,
@@ -123,27 +122,6 @@ def _describe_shard(shard: Shard, count: int) -> dict[str, Any]:
         "lag_events": shard.lag_events,
         "lag_seconds": shard.lag_s,
         "held_by": shard.held_by,
-        "held_since": _moment(shard.held_since),
-        "lease_until": _moment(shard.lease_until),
+        "held_since": moment_or_none(shard.held_since),
+        "lease_until": moment_or_none(shard.lease_until),
     }
-
-
-def _describe_filter(filter_: Filter) -> dict[str, list[Any]]:
-    fields = {
-        "types": filter_.topics,
-        "item_ids": filter_.item_ids,
-        "account_ids": filter_.account_ids,
-        "user_uuids": filter_.user_uuids,
-        "sources": filter_.sources,
-    }
-    return {name: sorted(values) for name, values in fields.items() if values is not None}
-
-
-def _moment(moment: datetime | None) -> str | None:
-    return None if moment is None else timestamp(moment)
-
-
-def _json(content: object, status: int = 200) -> Response:
-    return Response(
-        orjson.dumps(content), status, {"cache-control": "no-store"}, "application/json"
-    )

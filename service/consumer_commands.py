@@ -18,6 +18,7 @@ from service.client import (
     reset_consumer,
 )
 from service.consumer_calls import DEFAULT_ACK_MODE, DEFAULT_LEASE_S
+from service.filter_options import AccountIds, ItemIds, Sources, Types, UserUuids
 
 app = typer.Typer(
     help="Make, see, move and delete named consumers: places that the service keeps.",
@@ -93,13 +94,11 @@ def put(
     token: Token,
     url: Url = LOCAL,
     start: Start = "now",
-    type_: Annotated[
-        list[str] | None, typer.Option("--type", help="Only this type, or item.* (repeatable).")
-    ] = None,
-    item_id: Annotated[list[int] | None, typer.Option(help="Only this item (repeatable).")] = None,
-    account_id: Annotated[list[int] | None, typer.Option(help="Only this account.")] = None,
-    user_uuid: Annotated[list[str] | None, typer.Option(help="Only this user.")] = None,
-    source: Annotated[list[str] | None, typer.Option(help="Only from this source.")] = None,
+    type_: Types = None,
+    item_id: ItemIds = None,
+    account_id: AccountIds = None,
+    user_uuid: UserUuids = None,
+    source: Sources = None,
     ack_mode: Annotated[
         str, typer.Option(help="`explicit`, or `auto`: a reconnect acknowledges, too.")
     ] = DEFAULT_ACK_MODE,

@@ -3,13 +3,12 @@
 All need a token with the scope `admin` and without limits.
 """
 
-from datetime import datetime
 from typing import Any
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.answer import describe_filter, moment_or_none, reply
 from service.auth import Caller, Tokens, bearer_token
 from service.body import read_body
 from service.cursor import Params, parse_query
@@ -18,7 +17,6 @@ from service.delivery_list import Attempt, Delivery
 from service.delivery_wish import PARAMS, parse_listing, parse_position, parse_replay
 from service.errors import UnknownReplay
 from service.event import timestamp
-from service.filter import Filter
 from service.replay import Replay, Wanted
 from service.webhook import Webhooks, unknown
 
@@ -37,7 +35,7 @@ class DeliveryApi:
         """Answer a webhook's deliveries, the newest first, and how much waits for its cursor."""
         _, params = await self._authenticate(request, PARAMS)
         listed = await self._admin.list(_webhook_id(request), parse_listing(params))
-        return _json(
+        return reply(
             {
                 "deliveries": [_describe(delivery) for delivery in listed.deliveries],
                 "next": listed.next,
@@ -52,14 +50,14 @@ class DeliveryApi:
         position = parse_position(request.path_params["position"])
         await self._admin.deliveries.reach(id_)
         delivery, attempts = await self._admin.deliveries.read(id_, position)
-        return _json(_describe(delivery) | {"tries": [_describe_try(one) for one in attempts]})
+        return reply(_describe(delivery) | {"tries": [_describe_try(one) for one in attempts]})
 
     async def replay_one(self, request: Request) -> Response:
         """Send one event again, at once."""
         caller, _ = await self._authenticate(request)
         position = parse_position(request.path_params["position"])
         outcome = await self._admin.replay_one(_webhook_id(request), position, caller.name)
-        return _json({"position": position, "outcome": outcome}, 202)
+        return reply({"position": position, "outcome": outcome}, 202)
 
     async def replays(self, request: Request) -> Response:
         """Answer a webhook's replays (GET), or begin one, or only count what it would send."""
@@ -68,14 +66,14 @@ class DeliveryApi:
         if request.method != "POST":
             await self._admin.deliveries.reach(id_)
             replays = await self._admin.replays.all(id_)
-            return _json({"replays": [_describe_replay(replay) for replay in replays]})
+            return reply({"replays": [_describe_replay(replay) for replay in replays]})
         wish = parse_replay(await read_body(request.stream()))
         wanted, events = await self._admin.count(id_, wish)
         if wish.is_dry_run:
             eta = {"eta_seconds": events / wanted.per_s}
-            return _json({"dry_run": True, **_describe_wanted(wanted), "events": events, **eta})
+            return reply({"dry_run": True, **_describe_wanted(wanted), "events": events, **eta})
         replay = await self._admin.begin(id_, wanted, events, caller.name)
-        return _json(_describe_replay(replay), 201)
+        return reply(_describe_replay(replay), 201)
 
     async def replay(self, request: Request) -> Response:
         """Answer how far a replay is (GET), or stop it (DELETE)."""
@@ -85,8 +83,8 @@ class DeliveryApi:
             raise UnknownReplay(f"the webhook {id_} has no replay {text[:32]!r}")
         await self._admin.deliveries.reach(id_)
         if request.method != "DELETE":
-            return _json(_describe_replay(await self._admin.replays.read(id_, int(text))))
-        return _json(_describe_replay(await self._admin.cancel(id_, int(text), caller.name)))
+            return reply(_describe_replay(await self._admin.replays.read(id_, int(text))))
+        return reply(_describe_replay(await self._admin.cancel(id_, int(text), caller.name)))
 
     async def _authenticate(
         self, request: Request, known: frozenset[str] = frozenset()
@@ -115,16 +113,16 @@ def _describe(delivery: Delivery) -> dict[str, Any]:
         "type": delivery.type,
         "source": delivery.source,
         "item_id": delivery.item_id,
-        "received_at": _moment(delivery.received_at),
+        "received_at": moment_or_none(delivery.received_at),
         "state": delivery.state,
         "attempts": delivery.attempts,
         "in_flight": delivery.is_in_flight,
         "held": delivery.is_held,
-        "next_attempt_at": _moment(delivery.next_attempt_at),
-        "last_attempted_at": _moment(delivery.attempted_at),
+        "next_attempt_at": moment_or_none(delivery.next_attempt_at),
+        "last_attempted_at": moment_or_none(delivery.attempted_at),
         "last_status": delivery.status,
         "last_error": delivery.error,
-        "settled_at": _moment(delivery.settled_at),
+        "settled_at": moment_or_none(delivery.settled_at),
         "is_replay": delivery.is_replay,
     }
 
@@ -143,7 +141,7 @@ def _describe_try(attempt: Attempt) -> dict[str, Any]:
 def _describe_wanted(wanted: Wanted) -> dict[str, Any]:
     return {
         "state": wanted.state,
-        "filter": _describe_filter(wanted.filter),
+        "filter": describe_filter(wanted.filter),
         "from": wanted.after + 1,
         "until": wanted.until,
         "rate": wanted.per_s,
@@ -162,27 +160,6 @@ def _describe_replay(replay: Replay) -> dict[str, Any]:
         "eta_seconds": replay.eta_s,
         "requested_at": timestamp(replay.requested_at),
         "requested_by": replay.requested_by,
-        "finished_at": _moment(replay.finished_at),
-        "cancelled_at": _moment(replay.cancelled_at),
+        "finished_at": moment_or_none(replay.finished_at),
+        "cancelled_at": moment_or_none(replay.cancelled_at),
     }
-
-
-def _describe_filter(filter_: Filter) -> dict[str, list[Any]]:
-    fields = {
-        "types": filter_.topics,
-        "item_ids": filter_.item_ids,
-        "account_ids": filter_.account_ids,
-        "user_uuids": filter_.user_uuids,
-        "sources": filter_.sources,
-    }
-    return {name: sorted(values) for name, values in fields.items() if values is not None}
-
-
-def _moment(moment: datetime | None) -> str | None:
-    return None if moment is None else timestamp(moment)
-
-
-def _json(content: object, status: int = 200) -> Response:
-    return Response(
-        orjson.dumps(content), status, {"cache-control": "no-store"}, "application/json"
-    )

@@ -5,7 +5,9 @@ The events stay. Any number of processes may run it: the database lets one at a 
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from service.errors import LogUnavailable
 from service.eventlog import EventLog
@@ -14,7 +16,7 @@ log = logging.getLogger("causeway.forget")
 
 EVERY_S = 600.0
 BATCH = 10_000
-PAUSE_S = 0.1  # between batches: appends come first
+PAUSE_S = 0.1  # between batches: appends and deliveries come first
 
 
 async def forget_digests(eventlog: EventLog, window_s: int) -> None:
@@ -32,9 +34,14 @@ async def forget_once(eventlog: EventLog, before: datetime) -> int:
 
     Raises LogUnavailable.
     """
-    total = forgotten = await eventlog.forget_digests(before, limit=BATCH)
-    while forgotten == BATCH:
+    return await until_none(partial(eventlog.forget_digests, before, limit=BATCH), BATCH)
+
+
+async def until_none(forget: Callable[[], Awaitable[int]], batch: int) -> int:
+    """Forget batch by batch until less than a whole one was left; return how many in all."""
+    total = forgotten = await forget()
+    while forgotten == batch:
         await asyncio.sleep(PAUSE_S)
-        forgotten = await eventlog.forget_digests(before, limit=BATCH)
+        forgotten = await forget()
         total += forgotten
     return total

@@ -7,9 +7,11 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from service.delivery import SCAN_POSITIONS, Backlog, Deliveries
 from service.errors import LogUnavailable
+from service.forget import until_none
 from service.metrics import Metrics
 from service.webhook import Webhooks
 
@@ -19,7 +21,6 @@ EVERY_S = 5.0
 PRUNE_EVERY_S = 600.0
 PRUNE_BATCH = 5000
 RESEAL_EVERY_S = 600.0
-PAUSE_S = 0.1  # between batches: deliveries come first
 
 
 class RelayWatch:
@@ -83,23 +84,11 @@ async def prune_deliveries(deliveries: Deliveries, retention_s: float) -> None:
     """Forget deliveries past their retention, and deleted webhooks, now and then. A loop."""
     while True:
         try:
-            await prune_once(deliveries, datetime.now(UTC) - timedelta(seconds=retention_s))
+            before = datetime.now(UTC) - timedelta(seconds=retention_s)
+            await until_none(partial(deliveries.prune, before, limit=PRUNE_BATCH), PRUNE_BATCH)
         except LogUnavailable:
             log.warning("deliveries not pruned, the database is away")
         await asyncio.sleep(PRUNE_EVERY_S)
-
-
-async def prune_once(deliveries: Deliveries, before: datetime) -> int:
-    """Forget all that was delivered of events received before `before`; return how many.
-
-    Raises LogUnavailable.
-    """
-    total = forgotten = await deliveries.prune(before, limit=PRUNE_BATCH)
-    while forgotten == PRUNE_BATCH:
-        await asyncio.sleep(PAUSE_S)
-        forgotten = await deliveries.prune(before, limit=PRUNE_BATCH)
-        total += forgotten
-    return total
 
 
 async def keep_sealed(webhooks: Webhooks) -> None:

@@ -11,6 +11,7 @@ from service import terminal
 from service.answers import Unreachable
 from service.client import call, call_sync
 from service.consumer_calls import Call
+from service.filter_options import AccountIds, ItemIds, Sources, Types, UserUuids
 from service.wanted import filter_body, filters
 
 LOOK_S = 0.5
@@ -34,13 +35,11 @@ def replay(
         str,
         typer.Option(help="`exhausted`: what was given up. `all`: whatever matches, needs --from."),
     ] = "exhausted",
-    type_: Annotated[
-        list[str] | None, typer.Option("--type", help="Only this type, or item.* (repeatable).")
-    ] = None,
-    item_id: Annotated[list[int] | None, typer.Option(help="Only this item (repeatable).")] = None,
-    account_id: Annotated[list[int] | None, typer.Option(help="Only this account.")] = None,
-    user_uuid: Annotated[list[str] | None, typer.Option(help="Only this user.")] = None,
-    source: Annotated[list[str] | None, typer.Option(help="Only from this source.")] = None,
+    type_: Types = None,
+    item_id: ItemIds = None,
+    account_id: AccountIds = None,
+    user_uuid: UserUuids = None,
+    source: Sources = None,
     from_: Annotated[
         Bound, typer.Option("--from", help="The first: a position, an id, a time, or `start`.")
     ] = None,

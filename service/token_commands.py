@@ -12,6 +12,7 @@ from rich.table import Table
 from service import config, terminal
 from service.auth import StoredToken
 from service.filter import Filter, parse_topics
+from service.filter_options import Sources, Types, UserUuids
 from service.operate import with_tokens
 
 app = typer.Typer(help="Make, list and revoke the tokens of applications.", no_args_is_help=True)
@@ -24,11 +25,9 @@ _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 def create(
     name: Annotated[str, typer.Argument(help="Who will use it, for example `billing`.")],
     scope: Annotated[str, typer.Option(help="`stream` (read events) or `admin`.")] = "stream",
-    type_: Annotated[
-        list[str] | None, typer.Option("--type", help="Only this type, or item.* (repeatable).")
-    ] = None,
-    source: Annotated[list[str] | None, typer.Option(help="Only this source.")] = None,
-    user_uuid: Annotated[list[str] | None, typer.Option(help="Only this user's events.")] = None,
+    type_: Types = None,
+    source: Sources = None,
+    user_uuid: UserUuids = None,
     expires: Annotated[str | None, typer.Option(help="After a while: 12h, 90d.")] = None,
 ) -> None:
     """Make a token and print it. It is shown this once; only its hash is kept."""

@@ -1,12 +1,11 @@
 """`/api/webhooks...`: make webhooks, list, read, change, disable, enable, rotate, test, delete."""
 
-from datetime import datetime
 from typing import Any
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.answer import moment_or_none, reply
 from service.auth import Caller, Tokens, bearer_token
 from service.body import read_body
 from service.cursor import parse_query
@@ -31,10 +30,10 @@ class WebhookApi:
         """Answer all webhooks (GET), or make one (POST): the only time that its secret is shown."""
         caller = await self._authenticate(request)
         if request.method != "POST":
-            return _json({"webhooks": [_describe(one) for one in await self._admin.webhooks.all()]})
+            return reply({"webhooks": [_describe(one) for one in await self._admin.webhooks.all()]})
         webhook = await self._admin.create(await read_body(request.stream()), caller.name)
         location = {"location": f"{PATH}/{webhook.webhook_id}"}
-        return _json(_describe(webhook) | {"secret": webhook.secret}, 201, location)
+        return reply(_describe(webhook) | {"secret": webhook.secret}, 201, location)
 
     async def webhook(self, request: Request) -> Response:
         """Answer one webhook (GET); change it (PATCH); forget it and its secrets (DELETE)."""
@@ -45,33 +44,33 @@ class WebhookApi:
             return Response(status_code=204)
         if request.method == "PATCH":
             body = await read_body(request.stream())
-            return _json(_describe(await self._admin.change(id_, body, caller.name)))
-        return _json(_describe(await self._admin.webhooks.read(id_)))
+            return reply(_describe(await self._admin.change(id_, body, caller.name)))
+        return reply(_describe(await self._admin.webhooks.read(id_)))
 
     async def disable(self, request: Request) -> Response:
         """Call it no more until it is enabled; calls under way end."""
         caller = await self._authenticate(request)
-        return _json(_describe(await self._admin.disable(_parse_id(request), caller.name)))
+        return reply(_describe(await self._admin.disable(_parse_id(request), caller.name)))
 
     async def enable(self, request: Request) -> Response:
         """Call it again, from where it stands or from a `start` further on."""
         caller = await self._authenticate(request)
         id_ = _parse_id(request)
         body = await read_body(request.stream())
-        return _json(_describe(await self._admin.enable(id_, body, caller.name)))
+        return reply(_describe(await self._admin.enable(id_, body, caller.name)))
 
     async def rotate(self, request: Request) -> Response:
         """Give it a new secret, shown now and never again; the old one signs for a day more."""
         caller = await self._authenticate(request)
         webhook = await self._admin.rotate(_parse_id(request), caller.name)
-        return _json(_describe(webhook) | {"secret": webhook.secret})
+        return reply(_describe(webhook) | {"secret": webhook.secret})
 
     async def test(self, request: Request) -> Response:
         """Send Bridge's test event at once, and answer what came back. Counts for nothing."""
         caller = await self._authenticate(request)
         tested = await self._admin.test(_parse_id(request), caller.name)
         answer = tested.answer
-        return _json(
+        return reply(
             {
                 "delivered": answer.is_success,
                 "status": answer.status,
@@ -109,17 +108,17 @@ def _describe(webhook: Webhook) -> dict[str, Any]:
         "ordered": webhook.is_ordered,
         "state": webhook.state,
         "explanation": explain(webhook),
-        "disabled_at": _moment(webhook.disabled_at),
+        "disabled_at": moment_or_none(webhook.disabled_at),
         "disabled_reason": webhook.disabled_reason,
         "failures": webhook.failures,
-        "failing_since": _moment(webhook.failing_since),
-        "next_probe_at": _moment(webhook.open_until),
+        "failing_since": moment_or_none(webhook.failing_since),
+        "next_probe_at": moment_or_none(webhook.open_until),
         "position": webhook.cursor_position,
         "position_id": webhook.cursor_id,
         "head": webhook.head_position,
         "lag_events": max(0, webhook.head_position - webhook.cursor_position),
         "backfill_until": webhook.backfill_until,
-        "previous_secret_until": _moment(webhook.previous_secret_until),
+        "previous_secret_until": moment_or_none(webhook.previous_secret_until),
         "created_at": timestamp(webhook.created_at),
         "created_by": webhook.created_by,
         "enabled_at": timestamp(webhook.enabled_at),
@@ -128,12 +127,3 @@ def _describe(webhook: Webhook) -> dict[str, Any]:
 
 def _sorted(values: frozenset[str] | None) -> list[str] | None:
     return None if values is None else sorted(values)
-
-
-def _moment(moment: datetime | None) -> str | None:
-    return None if moment is None else timestamp(moment)
-
-
-def _json(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    headers = {"cache-control": "no-store", **(headers or {})}
-    return Response(orjson.dumps(content), status, headers, "application/json")

@@ -111,6 +111,7 @@ def test_nothing_below_the_endpoints_knows_http() -> None:
         "problems",
         "serve",
         "writer",
+        "answer",
     }
     clients = {"client", "client_sync", "connection", "simulate", "demo", "callback_connection"}
     for module in set(MODULES) - edge - clients - DASHBOARD:
