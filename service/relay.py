@@ -25,6 +25,7 @@ from service.outgoing import Signer
 from service.recorder import Recorder
 from service.tracing import Attempt, Traces
 from service.verdict import Verdict, judge
+from service.waiting import end
 from service.webhook import Webhook, Webhooks
 
 log = logging.getLogger("causeway.relay")
@@ -111,11 +112,7 @@ class Relay:
                     pass
                 if self._tasks:
                     await asyncio.wait(self._tasks)
-        late = set(self._tasks)
-        for task in late:
-            task.cancel()
-        if late:
-            await asyncio.wait(late)
+        await end(set(self._tasks))
         await self._recorder.flushed(FLUSH_S)
 
     async def run(self) -> None:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from service.errors import CausewayError, LogUnavailable
+from service.waiting import end
 
 log = logging.getLogger("causeway.supervise")
 
 Loop = Callable[[], Awaitable[None]]
 BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
-CANCEL_AGAIN_S = 1.0  # a loop whose clean-up failed is being started again: end that as well
 HEALTHY_S = 60.0  # a loop that ran this long starts its back-off anew
 # A database that is away comes back by itself: nobody's events wait for longer than this after it.
 AWAY_S = 1.0
@@ -46,15 +46,7 @@ class Supervisor:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        left = set(self._tasks.values())
-        while left:
-            for task in left:
-                task.cancel()
-            _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
-            if left:
-                names = sorted(task.get_name() for task in left)
-                log.warning("loops go on after their cancellation", extra={"loops": names})
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await end(self._tasks.values())
 
     def start(self, name: str, run: Loop, *, max_failures: int | None = None) -> None:
         """Run `run()` for ever under `name`.

@@ -1,8 +1,13 @@
-"""Waits for the first of several: events, or things to do."""
+"""Waits for the first of several: events, or things to do; and for the end of what is cancelled."""
 
 import asyncio
-from collections.abc import Coroutine
+import logging
+from collections.abc import Collection, Coroutine
 from typing import Any, TypeVar
+
+log = logging.getLogger("causeway.waiting")
+
+CANCEL_AGAIN_S = 1.0
 
 T = TypeVar("T")
 
@@ -23,7 +28,7 @@ async def first_of(*events: asyncio.Event, timeout_s: float) -> bool:
 async def race(first: Coroutine[Any, Any, T], *others: Coroutine[Any, Any, Any]) -> T:
     """Run all until one ends, and end the others; return what `first` returned.
 
-    Raises what the one that ended raised.
+    Raises what the one that ended raised. All have ended when it returns or raises.
     """
     wanted = asyncio.create_task(first)
     tasks: list[asyncio.Task[Any]] = [wanted, *map(asyncio.create_task, others)]
@@ -34,6 +39,29 @@ async def race(first: Coroutine[Any, Any, T], *others: Coroutine[Any, Any, Any])
                 task.result()
         return wanted.result()
     finally:
-        for task in tasks:
+        await end(tasks)
+
+
+async def end(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Cancel `tasks`, again and again until each has ended; what they raise is dropped.
+
+    One cancellation can get lost: Python 3.11's `asyncio.wait_for`, which nats-py uses, drops it if
+    what it waits for ends in the same turn; and a loop whose clean-up failed is started again.
+    Being cancelled meanwhile changes nothing but that CancelledError is raised at the end.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    left = {task for task in tasks if not task.done()}
+    while left:
+        for task in left:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
+        except asyncio.CancelledError as error:
+            cancelled, left = error, {task for task in left if not task.done()}
+        else:
+            if left:
+                names = sorted(task.get_name() for task in left)
+                log.warning("tasks go on after their cancellation", extra={"tasks": names})
+    await asyncio.gather(*tasks, return_exceptions=True)  # so that asyncio reports none as unread
+    if cancelled is not None:
+        raise cancelled

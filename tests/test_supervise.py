@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from service import supervise
+from service import supervise, waiting
 from service.errors import LogUnavailable
 from service.supervise import Supervisor
 from tests.running import eventually
@@ -107,11 +107,11 @@ async def test_a_loop_whose_clean_up_fails_ends_all_the_same(
             raise OSError("the connection is gone")
 
     monkeypatch.setattr(supervise, "BACKOFF_S", (60.0,))
-    monkeypatch.setattr(supervise, "CANCEL_AGAIN_S", 0.05)
+    monkeypatch.setattr(waiting, "CANCEL_AGAIN_S", 0.05)
     async with asyncio.timeout(10), Supervisor(lambda _: None) as supervisor:
         supervisor.start("listen", run)
         await asyncio.sleep(0)
-    assert "loops go on after their cancellation" in caplog.text
+    assert "tasks go on after their cancellation" in caplog.text
 
 
 @pytest.mark.parametrize(
