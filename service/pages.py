@@ -79,8 +79,8 @@ class Pages:
 
     async def list_events(self, request: Request) -> Response:
         """Answer one page of events, oldest first."""
-        params = parse_query(request.scope["query_string"], PARAMS)
         caller = await self._authenticate(request)
+        params = parse_query(request.scope["query_string"], PARAMS)
         media_type = negotiate(request.headers.get("accept"), (JSON, BATCH, NDJSON))
         filter_ = parse_filter(params).intersect(caller.limits)
         limit = _number(params, "limit", DEFAULT_LIMIT, 1, MAX_LIMIT)
@@ -92,8 +92,8 @@ class Pages:
 
     async def get_event(self, request: Request) -> Response:
         """Answer one event, by its position or its id."""
-        parse_query(request.scope["query_string"], ())
         caller = await self._authenticate(request)
+        parse_query(request.scope["query_string"], ())
         media_type = negotiate(request.headers.get("accept"), (CLOUDEVENT, JSON, BYTES))
         place = parse_place(request.path_params["position"], "position")
         # One text for all: nobody learns whether there is one that their token may not see.

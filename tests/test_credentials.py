@@ -190,7 +190,7 @@ async def tokens_of(owner: Connection) -> dict[str, Credential]:
     await tokens.revoke("revoked")
     basic = base64.b64encode(f"admin:{ADMIN_TOKEN}".encode()).decode()
     stored = await tokens.create("reader", "stream")
-    in_query = STRANGER | {STREAM: BAD, ADMIN: BAD}
+    in_both = STRANGER | {STREAM: BAD, ADMIN: FORBIDDEN}  # who may ask is told what was wrong
     return {
         "nothing": Credential(STRANGER),
         "no token after Bearer": Credential(STRANGER, {"authorization": "Bearer"}),
@@ -217,8 +217,9 @@ async def tokens_of(owner: Connection) -> dict[str, Credential]:
         ),
         "administrator of the settings": Credential(ADMINISTRATOR, bearer(ADMIN_TOKEN)),
         "administrator": Credential(ADMINISTRATOR, bearer(await tokens.create("boss", "admin"))),
-        "reader in the query": Credential(in_query, query=f"access_token={stored}"),
-        "administrator in the query": Credential(in_query, query=f"access_token={ADMIN_TOKEN}"),
+        "reader in the query": Credential(STRANGER, query=f"access_token={stored}"),
+        "administrator in the query": Credential(STRANGER, query=f"access_token={ADMIN_TOKEN}"),
+        "reader in both": Credential(in_both, bearer(stored), query=f"access_token={stored}"),
     }
 
 
