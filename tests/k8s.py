@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 K8S = ROOT / "k8s"
 TOOLS = Path(__file__).parent / "manifests"
 KUBECTL = Path(sys.executable).with_name("kubectl")  # of the test dependencies
-OVERLAYS = (".", "base", "overlays/try", "overlays/production")
+OVERLAYS = (".", "base", "overlays/try", "overlays/production", "overlays/nats")
 
 Manifest = dict[str, Any]
 

@@ -23,11 +23,13 @@ from tests.k8s import tools as tools
 from tests.k8s import trial as trial
 
 CUSTOM = {
+    "cert-manager.io",
     "postgresql.cnpg.io",
     "barmancloud.cnpg.io",
     "monitoring.coreos.com",
     "external-secrets.io",
 }
+APPLIED = (".", "overlays/production", "overlays/nats")
 WORKLOADS = ("Deployment", "Job", "CronJob", "StatefulSet")
 SETTINGS_ENV = (K8S / "base" / "common" / "settings.env").read_text().splitlines()
 
@@ -96,11 +98,12 @@ def test_a_bare_cluster_needs_no_operator_and_nothing_else(trial: list[Manifest]
     assert {"Deployment", "StatefulSet", "Job", "Secret", "Service", "Ingress"} <= kinds
 
 
-@pytest.mark.parametrize("overlay", [".", "overlays/production"])
+@pytest.mark.parametrize("overlay", APPLIED)
 def test_everything_that_a_pod_mounts_or_reads_exists(overlay: str) -> None:
     manifests = build(overlay)
     made = {(m["kind"], m["metadata"]["name"]) for m in manifests}
     made |= {("Secret", m["spec"]["target"]["name"]) for m in of_kind(manifests, "ExternalSecret")}
+    made |= {("Secret", m["spec"]["secretName"]) for m in of_kind(manifests, "Certificate")}
     for cluster in of_kind(manifests, "Cluster"):  # CloudNativePG makes these
         made |= {("Secret", f"{cluster['metadata']['name']}-{end}") for end in ("app", "ca")}
     for manifest in of_kind(manifests, *WORKLOADS):
@@ -114,7 +117,7 @@ def test_everything_that_a_pod_mounts_or_reads_exists(overlay: str) -> None:
         volumes = {part["name"] for part in pod["volumes"]}
         volumes |= {claim["metadata"]["name"] for claim in claims}
         for container in pod["containers"]:
-            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+            assert {mount["name"] for mount in container.get("volumeMounts", ())} <= volumes
             for source in container.get("envFrom", []):
                 assert ("ConfigMap", source["configMapRef"]["name"]) in made
 
@@ -135,7 +138,7 @@ def test_the_settings_are_the_defaults_but_for_the_address() -> None:
     assert len(given) >= 25
 
 
-@pytest.mark.parametrize("overlay", [".", "overlays/production"])
+@pytest.mark.parametrize("overlay", APPLIED)
 def test_only_real_settings_are_set_and_their_files_are_mounted(overlay: str) -> None:
     for manifest in of_kind(build(overlay), "Deployment", "Job", "CronJob"):
         [container] = pod_spec(manifest)["containers"]
@@ -174,7 +177,7 @@ def test_the_grace_is_longer_than_the_way_down(production: list[Manifest]) -> No
         assert spec["terminationGracePeriodSeconds"] > longest
 
 
-@pytest.mark.parametrize("overlay", [".", "overlays/production"])
+@pytest.mark.parametrize("overlay", APPLIED)
 def test_pods_are_restricted(overlay: str) -> None:
     for manifest in of_kind(build(overlay), *WORKLOADS):
         spec = pod_spec(manifest)

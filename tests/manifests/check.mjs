@@ -6,6 +6,7 @@ import { createInterface } from "node:readline";
 
 const MODELS = "@kubernetes-models";
 const PACKAGES = {
+  "cert-manager.io": `${MODELS}/cert-manager`,
   "external-secrets.io": `${MODELS}/external-secrets`,
   "monitoring.coreos.com": `${MODELS}/prometheus-operator`,
   "postgresql.cnpg.io": `${MODELS}/cloudnative-pg`,
