@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import nats
-from nats.aio.client import Client, RawCredentials
+from nats.aio.client import Client
 from nats.errors import FlushTimeoutError
 from nats.js import JetStreamContext
 from nats.js.api import StreamConfig, StreamInfo
@@ -23,6 +23,7 @@ from nats.js.errors import APIError, NotFoundError
 from service.errors import ConfigError, MirrorUnavailable
 from service.event import Event
 from service.mirrored import event_of
+from service.nats_credentials import NatsCredentials
 from service.nats_settings import NatsSettings
 
 log = logging.getLogger("causeway.nats")
@@ -161,10 +162,19 @@ def _options(settings: NatsSettings) -> dict[str, Any]:
     if settings.nats_token:
         options["token"] = settings.nats_token.get_secret_value()
     if settings.nats_credentials:
-        options["user_credentials"] = RawCredentials(settings.nats_credentials.get_secret_value())
+        options |= _credentials(settings.nats_credentials.get_secret_value())
     if _is_tls(settings):
         options["tls"] = _tls(settings)
     return options
+
+
+def _credentials(text: str) -> dict[str, Any]:
+    """nats-py would sign with a package of its own, which has no wheel for the image."""
+    try:
+        user = NatsCredentials.parse(text)
+    except ValueError as error:
+        raise ConfigError(f"CAUSEWAY_NATS_CREDENTIALS: {error}") from error
+    return {"user_jwt_cb": user.jwt.encode, "signature_cb": user.sign}
 
 
 def _is_tls(settings: NatsSettings) -> bool:

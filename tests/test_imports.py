@@ -122,7 +122,7 @@ def test_nothing_below_the_endpoints_knows_http() -> None:
     "module",
     [
         *("signature", "event", "mirrored", "filter", "address", "callback_url", "roles"),
-        *("exposition", "span"),
+        *("exposition", "span", "nats_credentials"),
     ],
 )
 def test_the_pure_core_has_no_io(module: str) -> None:
