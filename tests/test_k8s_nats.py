@@ -22,6 +22,7 @@ from service.config import load, variables
 from service.errors import MirrorUnavailable
 from service.mirror_stream import MirrorStream
 from service.nats import connected
+from service.nats_feed import fetch_range
 from tests.certificates import Authority
 from tests.k8s import K8S, Manifest, build, of_kind, one, pod_spec, run
 from tests.k8s import production as production  # fixtures
@@ -268,11 +269,12 @@ async def test_a_mirror_and_a_gateway_need_no_more_rights_than_they_have(
     gateway = await start(roles="stream", tail="nats", window_events=10, **ours)
     await eventually(lambda: sample(gateway, "tail_source", source="nats") == 1)
     found: list[Block] = []
-    await follow(gateway.url, found, until=30, query="from=start")  # by the stream's range
     await fill(service.service.eventlog, 10)
-    await follow(gateway.url, found, until=40, query="after=30")  # and by its feed
+    await follow(gateway.url, found, until=40, query="from=start")
     assert len(found) == 40
     assert sample(gateway, "tail_source", source="nats") == 1
+    async with connected(make_settings(**ours), "a test") as connection:  # what is far back
+        assert len(await fetch_range(connection, STREAM, 1, 30, 10**6)) == 30
     async with connected(make_settings(**guarded.settings("mirror")), "a test") as connection:
         stream = MirrorStream(connection, STREAM)
         await stream.erase(7)  # as after an erasure
@@ -314,6 +316,9 @@ async def test_an_application_takes_from_its_consumer_and_can_do_nothing_else(
 async def test_a_gateway_may_publish_nothing_and_a_stranger_is_not_let_in(guarded: Guarded) -> None:
     errors: list[str] = []
     async with guarded.client("gateway", errors) as client:
+        await client.publish(f"$JS.FC.{STREAM}.consumer.1")  # flow control: more than a test sends
+        await client.flush(timeout=5)
+        assert errors == []
         await _refused(client, errors, "bridge.default.item.created.1")
         await _refused(client, errors, f"$JS.API.STREAM.DELETE.{STREAM}")
         await _refused(client, errors, f"$JS.API.STREAM.PURGE.{STREAM}")
