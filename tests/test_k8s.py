@@ -5,10 +5,12 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
+from opentelemetry.sdk import environment_variables
 
 from service import __version__
 from service.config import load, variables
@@ -375,3 +377,37 @@ def test_the_template_has_every_key_that_is_mounted(trial: list[Manifest]) -> No
     files = [v["value"] for v in container["env"] if v["value"].startswith("/secrets/causeway/")]
     assert {file.rpartition("/")[2] for file in files} == set(template["causeway"])
     assert set(template["causeway-database"]) == {"owner-url", "service-url"}
+
+
+@pytest.mark.parametrize("overlay", ["overlays/production", "overlays/nats"])
+def test_the_component_of_traces_switches_them_on_and_lets_them_out(
+    tmp_path: Path, overlay: str
+) -> None:
+    shutil.copytree(K8S, tmp_path / "k8s")
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [f"../k8s/{overlay}"],
+        "components": ["../k8s/components/traces"],
+    }
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    built = build(str(tmp_path / "own"))
+    policy = one(built, "NetworkPolicy", "traces")
+    kubernetes_validate.validate(policy, kubernetes_validate.latest_version(), strict=True)
+    settings = one(built, "ConfigMap", "causeway")
+    chosen = policy["spec"]["podSelector"]["matchLabels"]
+    for manifest in of_kind(built, "Deployment"):
+        assert matches(chosen, pod_labels(manifest))
+        [container] = pod_spec(manifest)["containers"]
+        assert container["envFrom"][0]["configMapRef"]["name"] == settings["metadata"]["name"]
+    ours = {name: it for name, it in settings["data"].items() if not name.startswith("OTEL_")}
+    assert load(ours) == load({"CAUSEWAY_HOST": "0.0.0.0", "CAUSEWAY_TRACES": "true"})
+    standard = {name: it for name, it in settings["data"].items() if name not in ours}
+    assert standard.keys() <= set(vars(environment_variables))
+    endpoint = urlsplit(standard["OTEL_EXPORTER_OTLP_ENDPOINT"])
+    [rule] = policy["spec"]["egress"]
+    [there] = rule["to"]
+    namespace = there["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+    assert str(endpoint.hostname).endswith(f".{namespace}")
+    assert rule["ports"] == [{"protocol": "TCP", "port": endpoint.port}]
