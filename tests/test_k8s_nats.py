@@ -291,9 +291,18 @@ async def test_an_application_takes_from_its_consumer_and_can_do_nothing_else(
     errors: list[str] = []
     async with guarded.client("operator", errors) as client:
         config = ConsumerConfig(durable_name="billing", filter_subject="bridge.default.>")
-        await client.jetstream().add_consumer(STREAM, config)
+        jetstream = client.jetstream()
+        await jetstream.add_consumer(STREAM, config)
+        await jetstream.consumer_info(STREAM, "billing")
+        assert await jetstream.find_stream_name_by_subject("bridge.default.>") == STREAM
+        assert len(await jetstream.streams_info()) == 1
+        assert (await jetstream.stream_info(STREAM)).state.messages == 5
+        assert (await jetstream.get_msg(STREAM, 5)).seq == 5
+        assert (await jetstream.account_info()).streams == 1
+        assert len(await jetstream.consumers_info(STREAM)) == 1
         await _refused(client, errors, "bridge.default.item.created.1")
     async with guarded.client("billing", errors) as client:
+        await client.jetstream().consumer_info(STREAM, "billing")
         consumer = await client.jetstream().pull_subscribe_bind("billing", stream=STREAM)
         messages = await consumer.fetch(5, timeout=5)
         assert [message.metadata.sequence.stream for message in messages] == [1, 2, 3, 4, 5]
