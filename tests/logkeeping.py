@@ -97,12 +97,16 @@ async def append_large(running: Running, count: int) -> None:
 
 
 async def stall(running: Running) -> None:
-    """Append so much that whoever does not read hangs in a write."""
+    """Append so much that whoever does not read hangs in a write, or was cut for it by now."""
     await append_large(running, STALLING_EVENTS)
     hub = running.service.hub
     await eventually(
-        lambda: any(
-            s.sending_since is not None and now() - s.sending_since > 0.2 for s in hub._subscribers
+        lambda: (
+            any(
+                s.sending_since is not None and now() - s.sending_since > 0.2
+                for s in hub._subscribers
+            )
+            or sample(running, "stream_closed_total", reason="send_timeout") > 0
         ),
         within_s=30,
     )
