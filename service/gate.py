@@ -7,7 +7,8 @@ way, and is refused by its endpoint.
 from typing import Any
 
 from service.intake import Headers, Intake
-from service.protocol import Bounds, Protocol, Refusal
+from service.protocol import Bounds, Protocol
+from service.refusal import Refusal, Refused
 
 
 class Gate(Protocol):
@@ -20,8 +21,10 @@ class Gate(Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._held is not None:
+        try:
             self._let_go()
+        except Refused as error:
+            self._refuse(error.refusal)
 
     def _begin(self) -> None:
         if self._intake.is_open(self.url) or not self._is_plain():
@@ -50,17 +53,18 @@ class Gate(Protocol):
         super().on_message_complete()
 
     def _refuse(self, refusal: Refusal) -> None:
-        if self._held is not None:
-            self._let_go()
+        if self._held is not None:  # nobody has heard of that call
+            self._held, self._has_head = None, False
         super()._refuse(refusal)
 
     def _let_go(self) -> None:
-        """Give what was held back to the application after all."""
-        held, self._held = self._held, None
-        if held is None or self.transport.is_closing():
+        """Give what was held back to the application after all. Raises Refused for a bad target."""
+        if self._held is None:
             return
-        self.headers, pieces = list(held[0]), held[1]
+        headers, pieces = self._held
+        self.headers = list(headers)
         super()._begin()
+        self._held = None
         for piece in pieces:
             super().on_body(piece)
 

@@ -7,24 +7,36 @@ form, in its turn, and the connection is closed: nothing after it is looked at.
 """
 
 import asyncio
+import logging
 import math
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import httptools
-import orjson
 from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from service.refusal import (
+    AHEAD,
+    BROKEN,
+    ENCODED,
+    HEAD_MAX_BYTES,
+    HEADERS_MAX,
+    HUGE,
+    NO_HOST,
+    PIPELINE_MAX,
+    SLOW,
+    TUNNEL,
+    UNREADABLE,
+    Refusal,
+    Refusals,
+    Refused,
+    spell,
 )
 
-HEAD_MAX_BYTES = 64 * 1024
-HEADERS_MAX = 128
-PIPELINE_MAX = 128  # requests that wait for the answer to the one before
+log = logging.getLogger("causeway.protocol")
+
 KEEP_ALIVE_S = 75  # longer than proxies keep theirs: they must close first
 ROOM = 20  # one of so many connections goes at once where there are too many
 _NEVER = math.inf
@@ -37,28 +49,7 @@ class Bounds:
     head_timeout_s: float
     connections_max: int
     cut: Callable[[str], None]
-
-
-class Refusal(Exception):
-    """What came is no request that we would answer: the status, the code and the message for it."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message = status, code, message
-
-
-UNREADABLE = Refusal(400, "bad_request", "this is not a request in HTTP/1.1")
-SLOW = Refusal(408, "head_timeout", "the request's headers were not here in time")
-HUGE = Refusal(
-    431,
-    "head_too_large",
-    f"a request's line and headers may have {HEAD_MAX_BYTES} bytes and {HEADERS_MAX} headers "
-    "at the most",
-)
-AHEAD = Refusal(429, "too_many_requests", f"{PIPELINE_MAX} requests wait for their answers")
-NO_HOST = Refusal(400, "bad_request", "a request has one Host header")
-ENCODED = Refusal(501, "bad_request", "the only Transfer-Encoding is chunked")
-TUNNEL = Refusal(405, "method_not_allowed", "this is not a proxy")
+    refusals: Refusals
 
 
 class Protocol(HttpToolsProtocol):
@@ -85,6 +76,10 @@ class Protocol(HttpToolsProtocol):
         self._wait(self._bounds.head_timeout_s)
         if len(self.connections) > self._bounds.connections_max:
             self._make_room()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._hang_up(self._active)  # uvicorn tells only the last one that was sent ahead
 
     def check(self, now: float) -> None:
         """End the connection if what it waits for is overdue. Called about once a second."""
@@ -125,9 +120,10 @@ class Protocol(HttpToolsProtocol):
         self._unread += len(data)
         try:
             self._feed(data)
-        except httptools.HttpParserError as error:
-            reason = error.__context__
-            self._refuse(reason if isinstance(reason, Refusal) else UNREADABLE)
+        except httptools.HttpParserCallbackError as error:
+            self._refuse(_reason(error))
+        except httptools.HttpParserError:
+            self._refuse(UNREADABLE)
         else:
             if self._unread > HEAD_MAX_BYTES:
                 self._refuse(HUGE)
@@ -157,11 +153,14 @@ class Protocol(HttpToolsProtocol):
     def _head_without_upgrade(self) -> bytes:
         lines = [b"%b: %b\r\n" % pair for pair in self.headers if pair[0] != b"upgrade"]
         method = self.scope["method"].encode()
-        return b"%b %b HTTP/1.1\r\n%b\r\n" % (method, self.url, b"".join(lines))
+        version = self.parser.get_http_version().encode()
+        return b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, b"".join(lines))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._unread += 1  # part of a head is here, even if it came with the request before
+        if self._is_idle:  # and that was answered while it was read
+            self._wait(self._bounds.head_timeout_s)
         extensions: dict[str, Any] = {
             "causeway.abort": self.transport.abort,
             "causeway.write": self.write_chunk,
@@ -174,36 +173,39 @@ class Protocol(HttpToolsProtocol):
             self._is_upgrade = True
             self.scope["method"] = self.parser.get_method().decode("ascii")
             return
+        self._begin()
         self._due = _NEVER
         self._unread = 0
         self._has_head = True
-        self._begin()
 
     def _begin(self) -> None:
         """Hand over the request whose head is here, and good."""
-        super().on_headers_complete()
+        try:
+            super().on_headers_complete()
+        except (httptools.HttpParserInvalidURLError, AttributeError) as error:  # no path in it
+            raise Refused(UNREADABLE) from error
         self.headers = []  # the trailers: nobody may add to a head that was read already
 
     def _check_head(self) -> None:
-        """Raise the Refusal of a head that two readers could understand in two ways."""
+        """Raise Refused for a head that two readers could understand in two ways."""
         size, hosts = len(self.url), 0
         for name, value in self.headers:
             size += len(name) + len(value)
             if name == b"host":
                 hosts += 1
             elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
-                raise ENCODED
+                raise Refused(ENCODED)
         version = self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
-            raise UNREADABLE
+            raise Refused(UNREADABLE)
         if hosts > 1 or (hosts == 0 and version == "1.1"):
-            raise NO_HOST
+            raise Refused(NO_HOST)
         if size > HEAD_MAX_BYTES or len(self.headers) > HEADERS_MAX:
-            raise HUGE
+            raise Refused(HUGE)
         if len(self.pipeline) >= PIPELINE_MAX:
-            raise AHEAD
+            raise Refused(AHEAD)
         if self.parser.get_method() == b"CONNECT":
-            raise TUNNEL
+            raise Refused(TUNNEL)
 
     def on_body(self, body: bytes) -> None:
         self._unread = 0
@@ -257,6 +259,7 @@ class Protocol(HttpToolsProtocol):
         """
         self._is_deaf = True
         self._bounds.cut("refused")
+        self._bounds.refusals.note(refusal, self.client[0] if self.client else None)
         if self.pipeline and self.pipeline[0][0].more_body:
             self.pipeline.popleft()
             self._has_head = False
@@ -268,21 +271,16 @@ class Protocol(HttpToolsProtocol):
             return
         is_answered = last is not None and self._has_head and last.response_started
         if not is_answered:
-            self.transport.write(self._spell(refusal))
+            self.transport.write(spell(refusal, self.server_state.default_headers))
         self._hang_up(last)
         self.transport.close()
         self._wait(self._bounds.head_timeout_s)
 
-    def _spell(self, refusal: Refusal) -> bytes:
-        error = {
-            "code": refusal.code,
-            "message": refusal.message,
-            "request_id": secrets.token_hex(8),
-        }
-        body = orjson.dumps({"error": error})
-        lines = [
-            *(b"%b: %b\r\n" % header for header in self.server_state.default_headers),
-            b"content-type: application/json\r\ncache-control: no-store\r\nconnection: close\r\n",
-            b"content-length: %d\r\n\r\n" % len(body),
-        ]
-        return b"".join([STATUS_LINE[refusal.status], *lines, body])
+
+def _reason(error: httptools.HttpParserCallbackError) -> Refusal:
+    """Return why one of our methods stopped the parser; what is unknown is an error of ours."""
+    reason = error.__context__
+    if isinstance(reason, Refused):
+        return reason.refusal
+    log.error("request not handled", exc_info=reason)
+    return BROKEN

@@ -21,6 +21,7 @@ from service.config import Settings
 from service.errors import ConfigError
 from service.gate import Gate
 from service.protocol import KEEP_ALIVE_S, Bounds, Protocol
+from service.refusal import Refusals
 
 log = logging.getLogger("causeway.server")
 
@@ -58,7 +59,7 @@ class Server(uvicorn.Server):
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         most = min(settings.connections_max, max(1, files - OTHER_FILES))
         cut = cache(service.metrics.connections_cut.labels)
-        return Bounds(settings.head_timeout_s, most, lambda reason: cut(reason).inc())
+        return Bounds(settings.head_timeout_s, most, lambda reason: cut(reason).inc(), Refusals())
 
     def stop(self) -> None:
         """Begin the shutdown."""

@@ -20,7 +20,7 @@ import httpx2
 import pytest
 
 from service.embedded import EmbeddedPostgres
-from service.protocol import HEAD_MAX_BYTES, PIPELINE_MAX
+from service.refusal import HEAD_MAX_BYTES, PIPELINE_MAX
 from service.signature import HEADER, sign
 from tests.bridge import body, post
 from tests.conftest import TEMPLATE, with_database
@@ -195,6 +195,10 @@ SHAPES: dict[str, tuple[bytes, list[int]]] = {
     "HTTP/1.2": (get(b"GET /livez HTTP/1.2"), [400]),
     "HTTP/2.0": (get(b"GET /livez HTTP/2.0"), [400]),
     "the preface of HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", [400]),
+    "HTTP/1.0 that asks for more": (
+        get(b"GET /livez HTTP/1.0", b"Connection: Upgrade\r\nUpgrade: h2c\r\n"),
+        [200],
+    ),
     "no host": (get(b"GET /livez HTTP/1.1", b"X: y\r\n"), [400]),
     "two hosts": (get(b"GET /livez HTTP/1.1", b"Host: a\r\nHost: b\r\n"), [400]),
     "half an address as host": (get(b"GET /nowhere HTTP/1.1", b"Host: [\r\n"), [404, 200]),
@@ -264,6 +268,7 @@ async def test_every_refusal_has_the_form_of_errors_and_closes(process: Process)
             continue
         head, _, rest = (await talk(process.url, sent + LAST)).partition(b"\r\n\r\n")
         assert b"connection: close" in head, shape
+        assert b"x-request-id: " in head, shape
         assert re.fullmatch(rb'\{"error":\{"code":"\w+","message":".+"\}\}', rest), shape
         assert b'"request_id":"' in rest, shape
 
@@ -343,6 +348,15 @@ async def test_a_request_that_was_answered_early_gets_no_second_answer(process: 
         await it.send(head)
         assert (await it.answer()).status == 401
         await it.send(b"zz\r\n")
+        assert await it.is_closed()
+
+
+async def test_a_bad_target_is_refused_after_others_too(process: Process) -> None:
+    async with wire(process.url) as it:
+        await it.send(get(b"GET /livez HTTP/1.1"))
+        assert (await it.answer()).status == 200
+        await it.send(get(b"GET http://elsewhere HTTP/1.1"))
+        assert (await it.answer()).status == 400
         assert await it.is_closed()
 
 

@@ -108,6 +108,7 @@ def test_nothing_below_the_endpoints_knows_http() -> None:
         "server",
         "protocol",
         "gate",
+        "refusal",
         "problems",
         "serve",
         "writer",

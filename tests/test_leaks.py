@@ -16,6 +16,7 @@ import httpx2
 
 from service.metrics import Metrics
 from service.ops import Ops
+from service.protocol import Protocol
 from tests.bridge import body, post
 from tests.logkeeping import Owner
 from tests.raw import wire
@@ -116,3 +117,20 @@ async def test_what_came_and_went_leaves_nothing_behind(start: Start, owner: Own
         while more := await rest(running, owner) - base:
             assert time.monotonic() < deadline, f"left behind: {more}"
             await asyncio.sleep(0.1)
+
+
+async def test_what_was_refused_leaves_nothing_behind(start: Start) -> None:
+    """An exception that is kept keeps the frames that it was raised in, and all that they knew."""
+    running = await start()
+    for head in (b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\n", b"GET /\xff HTTP/1.1\r\n"):
+        sent = head if head.endswith(b"\r\n\r\n") else head + b"Host: a\r\n" * 2 + b"\r\n"
+        for _ in range(5):
+            async with wire(running.url) as it:
+                await it.send(sent)
+                assert (await it.answer()).status == 400
+    await eventually(lambda: not protocols())
+
+
+def protocols() -> list[Protocol]:
+    gc.collect()
+    return [thing for thing in gc.get_objects() if isinstance(thing, Protocol)]

@@ -260,7 +260,7 @@ def test_the_log_told_of_everything_that_went_wrong(seen: Seen) -> None:
     messages = {json.loads(line)["message"].strip() for line in seen.lines}
     assert {
         *("listening", "request refused", "append failed", "append refused", "stopped"),
-        *("source unreadable", "Exception in ASGI application", "Invalid HTTP request received."),
+        *("source unreadable", "Exception in ASGI application", "no request that can be read"),
     } <= messages
     codes = {json.loads(line).get("code") for line in seen.lines}
     assert {

@@ -4,15 +4,15 @@ import re
 
 import pytest
 
-from service import body, callback_connection, cursor, pages, protocol
+from service import body, callback_connection, cursor, pages, refusal
 from service.config import Settings
 from service.dashboard import attempts
 from tests.running import ROOT
 
 PAGE = (ROOT / "docs" / "security.md").read_text()
 LIMITS = {
-    "headers of a request": (protocol.HEAD_MAX_BYTES // 1024, protocol.HEADERS_MAX),
-    "requests sent ahead on a connection": (protocol.PIPELINE_MAX,),
+    "headers of a request": (refusal.HEAD_MAX_BYTES // 1024, refusal.HEADERS_MAX),
+    "requests sent ahead on a connection": (refusal.PIPELINE_MAX,),
     "body of a call of the API": (body.MAX_BYTES // 1024, body.TIMEOUT_S),
     "values of a filter": (cursor._MAX_VALUES,),
     "a page of events": (pages.MAX_LIMIT, pages.PAGE_BYTES // 1024**2, pages.MAX_WAIT_S),

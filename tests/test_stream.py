@@ -31,6 +31,7 @@ from tests.logkeeping import (
     replace_log,
     sample,
 )
+from tests.raw import wire
 from tests.reader import Block, Ended, Reader, follow, reading
 from tests.running import ADMIN_TOKEN, STREAM_TOKEN, Running, eventually
 
@@ -114,6 +115,16 @@ async def test_head_answers_the_headers_and_opens_no_stream(service: Running) ->
         refused = await client.head(f"{service.url}/stream?nonsense=1")
     assert refused.status_code == 400
     assert len(service.service.hub) == 0
+
+
+async def test_a_client_that_goes_is_noticed_behind_a_request_that_waits(start: Start) -> None:
+    service = await start(heartbeat_s=3600.0)
+    token = f"Authorization: Bearer {STREAM_TOKEN}"
+    async with wire(service.url) as it:
+        await it.send(f"GET /stream HTTP/1.1\r\nHost: a\r\n{token}\r\n\r\n".encode() * 2)
+        await it.reader.readuntil(b"retry: ")
+        assert len(service.service.hub) == 1
+    await eventually(lambda: len(service.service.hub) == 0)
 
 
 async def test_other_methods_get_405_and_are_told_which_are_allowed(service: Running) -> None:
