@@ -79,10 +79,10 @@ class Intake:
     def refusal(self, url: bytes, headers: Headers, default_headers: Headers) -> bytes | None:
         """Return the whole answer to a call that is one too many, and count it.
 
-        None if it is for no source that is known: it needs no commit.
+        None if it is for no source that is known, or for another path: it needs no commit.
         """
         source = _source(url)
-        if not self._sources.secrets(source):
+        if source is None or not self._sources.secrets(source):
             return None
         self._outcome(source, _PROBLEM.code).inc()
         self._note()
@@ -125,6 +125,8 @@ class Intake:
         self._refused = 0
 
 
-def _source(url: bytes) -> str:
+def _source(url: bytes) -> str | None:
     rest = url[len(PATH) :].partition(b"?")[0]
-    return rest[1:].decode("latin-1") if rest.startswith(b"/") else DEFAULT_SOURCE
+    if not rest:
+        return DEFAULT_SOURCE
+    return rest[1:].decode("latin-1") if rest.startswith(b"/") else None

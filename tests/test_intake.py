@@ -129,9 +129,9 @@ async def test_nothing_but_webhooks_is_refused() -> None:
 
 
 @asynccontextmanager
-async def full(start: Start, database: Database) -> AsyncIterator[Running]:
+async def full(start: Start, database: Database, **settings: object) -> AsyncIterator[Running]:
     """A service that can take nothing more: one event in flight, one in the queue for one."""
-    running = await start(append_queue_events=1, append_batch_events=1)
+    running = await start(append_queue_events=1, append_batch_events=1, **settings)
     async with append_lock(database):
         first = asyncio.create_task(post(running.url, body()))
         await eventually(lambda: sample(running, "append_batch_events_count") == 1)
@@ -196,6 +196,85 @@ async def test_a_call_whose_body_is_still_to_come_is_refused_the_usual_way(
         assert received(running, "overloaded") == 2
 
 
+OF_EACH = {"date", "x-request-id", "content-length"}
+
+
+async def test_both_ways_give_the_same_answer(start: Start, database: Database) -> None:
+    call = webhook_call(body())
+    async with full(start, database) as running:
+        answers = []
+        for sent in (call, call[:-1]):
+            async with wire(running.url) as connection:
+                await connection.send(sent)
+                answers.append(await connection.answer())
+    early, usual = answers
+    assert early.headers.keys() == usual.headers.keys() >= OF_EACH
+    assert [v for k, v in sorted(early.headers.items()) if k not in OF_EACH] == [
+        v for k, v in sorted(usual.headers.items()) if k not in OF_EACH
+    ]
+    first, second = (json.loads(answer.body)["error"] for answer in answers)
+    assert first | {"request_id": ""} == second | {"request_id": ""}
+
+
+async def test_nobody_who_is_refused_is_asked_for_the_body_first(
+    start: Start, database: Database
+) -> None:
+    payload = body()
+    head = webhook_head(len(payload), "v1=00", more="Expect: 100-continue\r\n")
+    async with full(start, database) as running:
+        for sent in (head, head + payload):
+            async with wire(running.url) as connection:
+                await connection.send(sent)
+                assert (await connection.answer()).status == 503
+
+
+async def test_what_cannot_be_read_is_refused_as_ever(start: Start, database: Database) -> None:
+    whole = webhook_call(body())
+    target = b"POST /webhooks/bridge\xff HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\n"
+    chunks = webhook_head(None, "v1=00") + b"2\r\n{}\r\nzz\r\n"
+    async with full(start, database) as running:
+        for sent in (target, target + b"{}", chunks):
+            async with wire(running.url) as connection:
+                await connection.send(whole)
+                assert (await connection.answer()).status == 503
+                await connection.send(sent)
+                assert (await connection.answer()).status == 400
+                assert await connection.is_closed()
+        assert received(running, "overloaded") == 3, "of those that could be read, each once"
+        assert received(running, "hung_up") == 0
+
+
+async def test_half_a_call_after_a_refused_one_has_no_more_time_than_any(
+    start: Start, database: Database
+) -> None:
+    async with (
+        full(start, database, head_timeout_s=0.5) as running,
+        wire(running.url) as connection,
+    ):
+        await connection.send(webhook_call(body()) + b"POST /webhooks/bridge HTTP/1.1\r\nX: ")
+        assert (await connection.answer()).status == 503
+        assert (await connection.answer()).status == 408
+        assert await connection.is_closed()
+
+
+async def test_an_error_of_ours_is_no_bad_request(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_url: bytes) -> bool:
+        raise RuntimeError("broken")
+
+    running = await start()
+    monkeypatch.setattr(running.service.intake, "is_open", fail)
+    async with wire(running.url) as connection:
+        await connection.send(webhook_call(body()))
+        answer = await connection.answer()
+        assert (answer.status, json.loads(answer.body)["error"]["code"]) == (500, "internal_error")
+        assert await connection.is_closed()
+    [logged] = [it for it in caplog.records if it.getMessage() == "request not handled"]
+    assert logged.exc_info is not None
+    assert str(logged.exc_info[1]) == "broken"
+
+
 async def test_a_call_after_one_that_waits_for_its_commit_is_answered_after_it(
     start: Start, database: Database
 ) -> None:
@@ -213,8 +292,11 @@ async def test_a_call_after_one_that_waits_for_its_commit_is_answered_after_it(
         assert (await queued).status_code == 200
 
 
-async def test_an_unknown_source_gets_404_even_then(start: Start, database: Database) -> None:
-    async with full(start, database) as running, wire(running.url) as connection:
-        await connection.send(webhook_head(2, "v1=00", path="/webhooks/bridge/nobody") + b"{}")
-        answer = await connection.answer()
-        assert json.loads(answer.body)["error"]["code"] == "unknown_source"
+async def test_what_is_no_webhook_gets_404_even_then(start: Start, database: Database) -> None:
+    async with full(start, database) as running:
+        for more, code in (("/nobody", "unknown_source"), ("-other", "not_found")):
+            async with wire(running.url) as connection:
+                path = f"/webhooks/bridge{more}"
+                await connection.send(webhook_head(2, "v1=00", path=path) + b"{}")
+                answer = await connection.answer()
+                assert json.loads(answer.body)["error"]["code"] == code
