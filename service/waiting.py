@@ -45,8 +45,9 @@ async def race(first: Coroutine[Any, Any, T], *others: Coroutine[Any, Any, Any])
 async def end(tasks: Collection[asyncio.Task[Any]]) -> None:
     """Cancel `tasks`, again and again until each has ended; what they raise is dropped.
 
-    One cancellation can get lost: Python 3.11's `asyncio.wait_for`, which nats-py uses, drops it if
-    what it waits for ends in the same turn; and a loop whose clean-up failed is started again.
+    One cancellation can get lost: nats-py drops those that find it flushing, and so does Python
+    3.11's `asyncio.wait_for` if what it waits for ends in the same turn; and a loop whose clean-up
+    failed is started again.
     Being cancelled meanwhile changes nothing but that CancelledError is raised at the end.
     """
     cancelled: asyncio.CancelledError | None = None
