@@ -6,6 +6,7 @@ the callers named there are trusted proxies too: what stands further left is hea
 
 import ipaddress
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from service.settings import Network
 
@@ -38,6 +39,25 @@ def came_by_tls(
         return scheme == "https"
     said = [value.strip() for values in forwarded for value in values.split(",")]
     return said[-1].lower() == "https" if said else scheme == "https"
+
+
+@dataclass(frozen=True, slots=True)
+class AllowList:
+    """The addresses that may call, and the proxies whose word on them counts; empty, all may."""
+
+    allowed: tuple[Network, ...] = ()
+    trusted_proxies: tuple[Network, ...] = ()
+
+    def lets_in(self, peer: str | None, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """True if a call with these headers, from `peer`, comes from an address that may call."""
+        if not self.allowed:
+            return True
+        forwarded = [v.decode("latin-1") for k, v in headers if k == b"x-forwarded-for"]
+        address = caller_address(peer, forwarded, self.trusted_proxies)
+        return address is not None and is_in(address, self.allowed)
+
+
+EVERYBODY = AllowList()
 
 
 def is_in(address: Address, networks: tuple[Network, ...]) -> bool:

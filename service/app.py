@@ -13,6 +13,7 @@ from functools import partial
 from starlette.applications import Starlette
 
 from service.acks import Acks
+from service.address import AllowList
 from service.admin import Admin
 from service.administering import Administering, open_administering
 from service.appender import Appender
@@ -112,7 +113,8 @@ async def open_service(
         ops = Ops(metrics, live=live, ready=ready, notes=notes, peers=peers)
         administering = _administer(base, follower, relaying, ready)
         request_ids = RequestIds()
-        intake = Intake(appender, base.sources, metrics, request_ids)
+        allow_list = AllowList(settings.allowed_ips, settings.trusted_proxies)
+        intake = Intake(appender, base.sources, metrics, request_ids, allow_list=allow_list)
         receive = ReceiveWebhook(settings, base.sources, appender, intake, metrics, base.traces)
         endpoints = _endpoints(base, receive, stream, acks, relaying, administering, ops)
         if Role.INGEST in settings.roles:

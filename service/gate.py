@@ -42,7 +42,8 @@ class Gate(Protocol):
     def on_message_complete(self) -> None:
         if self._held is not None:
             defaults = self.server_state.default_headers
-            answer = self._intake.refusal(self.url, self._held[0], defaults)
+            peer = self.client[0] if self.client else None
+            answer = self._intake.refusal(self.url, self._held[0], defaults, peer)
             if answer is not None:
                 self._held = None
                 self._has_head = False

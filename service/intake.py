@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import cache
 
+from service.address import EVERYBODY, AllowList
 from service.appender import Appender
 from service.errors import Overloaded
 from service.metrics import Metrics
@@ -44,12 +45,15 @@ class Intake:
         metrics: Metrics,
         request_ids: RequestIds,
         clock: Callable[[], float] | None = None,
+        *,
+        allow_list: AllowList = EVERYBODY,
     ) -> None:
         """`clock`: seconds of any beginning; the event loop's by default."""
         self._appender = appender
         self._sources = sources
         self._outcome = cache(metrics.webhooks_received.labels)
         self._request_ids = request_ids
+        self._allow_list = allow_list
         self._loop = asyncio.get_running_loop()
         self._clock = clock or self._loop.time
         self._arrived = 0  # let in by this turn of the loop; they are not in the queue yet
@@ -76,13 +80,18 @@ class Intake:
             self._note()
             raise Overloaded(_PROBLEM.message)
 
-    def refusal(self, url: bytes, headers: Headers, default_headers: Headers) -> bytes | None:
+    def refusal(
+        self, url: bytes, headers: Headers, default_headers: Headers, peer: str | None = None
+    ) -> bytes | None:
         """Return the whole answer to a call that is one too many, and count it.
 
-        None if it is for no source that is known, or for another path: it needs no commit.
+        None if it needs no commit: it is for another path or an unknown source, or `peer` may not
+        call.
         """
         source = _source(url)
         if source is None or not self._sources.secrets(source):
+            return None
+        if not self._allow_list.lets_in(peer, headers):
             return None
         self._outcome(source, _PROBLEM.code).inc()
         self._note()

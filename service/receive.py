@@ -13,7 +13,7 @@ from time import perf_counter
 
 from starlette.types import Receive, Scope, Send
 
-from service.address import caller_address, is_in
+from service.address import AllowList
 from service.appender import Appender
 from service.config import Settings
 from service.deadline import Deadline
@@ -61,8 +61,7 @@ class ReceiveWebhook:
         traces: Traces | None = None,
         now: Now = _now,
     ) -> None:
-        self._allowed = settings.allowed_ips
-        self._proxies = settings.trusted_proxies
+        self._allow_list = AllowList(settings.allowed_ips, settings.trusted_proxies)
         self._max_bytes = settings.body_max_bytes
         self._timeout_s = settings.body_timeout_s
         self._sources = sources
@@ -109,12 +108,8 @@ class ReceiveWebhook:
         return await self._append(event)
 
     def _check_address(self, scope: Scope) -> None:
-        if not self._allowed:
-            return
-        forwarded = [v.decode("latin-1") for k, v in scope["headers"] if k == b"x-forwarded-for"]
         peer = scope["client"][0] if scope["client"] else None
-        address = caller_address(peer, forwarded, self._proxies)
-        if address is None or not is_in(address, self._allowed):
+        if not self._allow_list.lets_in(peer, scope["headers"]):
             raise AddressNotAllowed("this address may not call webhooks (CAUSEWAY_ALLOWED_IPS)")
 
     async def _read_body(self, receive: Receive) -> bytes:

@@ -300,3 +300,17 @@ async def test_what_is_no_webhook_gets_404_even_then(start: Start, database: Dat
                 await connection.send(webhook_head(2, "v1=00", path=path) + b"{}")
                 answer = await connection.answer()
                 assert json.loads(answer.body)["error"]["code"] == code
+
+
+async def test_an_address_that_may_not_call_is_told_so_even_then(
+    start: Start, database: Database
+) -> None:
+    away = "X-Forwarded-For: 192.0.2.1\r\n"
+    allowed = {"allowed_ips": "127.0.0.0/8", "trusted_proxies": "127.0.0.0/8"}
+    async with full(start, database, **allowed) as running:
+        for more, code in ((away, "address_not_allowed"), ("", "overloaded")):
+            async with wire(running.url) as connection:
+                await connection.send(webhook_head(2, "v1=00", more=more) + b"{}")
+                answer = await connection.answer()
+                assert json.loads(answer.body)["error"]["code"] == code
+        assert received(running, "overloaded") == 1
