@@ -27,6 +27,7 @@ RARE = "item.refreshed"  # one in RARE_OF; the others are of the type COMMON
 COMMON = "item.account.updated"
 RARE_OF = 50
 LAST_ANSWER_S = 20.0
+ONSET_S = 1.0  # a server may take so long to see that a burst is none
 REACH = 100  # sent in one turn at the most, before answers are looked at
 
 
@@ -39,7 +40,9 @@ class Offer:
         self._sockets: dict[int, socket.socket] = {}
         self._idle: list[int] = []
         self._sent_at: dict[int, float] = {}  # by file descriptor
-        self._delays: dict[int, array[float]] = {}
+        self._delays: dict[int, array[float]] = {}  # by status
+        self._steady: dict[int, array[float]] = {}  # of these, what was sent after ONSET_S
+        self._steady_from = 0.0
         self._begun: dict[int, bytes] = {}  # answers that are not here as a whole
         self._failed = 0
         for _ in range(connections):
@@ -47,8 +50,9 @@ class Offer:
 
     def run(self, requests: Iterator[bytes], rate: float | None, seconds: float) -> dict[str, Any]:
         """Offer `requests` for `seconds`; return what became of them."""
-        self._delays, self._failed = {}, 0
+        self._delays, self._steady, self._failed = {}, {}, 0
         began, due, sent = time.monotonic(), 0, 0
+        self._steady_from = began + ONSET_S
         while (now := time.monotonic()) < began + seconds:
             expected = int(rate * (now - began)) if rate else due + len(self._idle)
             for _ in range(min(expected - due, len(self._idle), REACH)):
@@ -73,6 +77,7 @@ class Offer:
             "unanswered": len(self._sent_at),
             "failed": self._failed,
             "statuses": {status: spread(delays) for status, delays in self._delays.items()},
+            "steady": {status: spread(delays) for status, delays in self._steady.items()},
         }
 
     def _connect(self) -> None:
@@ -105,8 +110,10 @@ class Offer:
             else:
                 self._idle.append(number)
             if piece and sent_at is not None:
-                delays = self._delays.setdefault(int(received[9:12]), array("d"))
-                delays.append(time.monotonic() - sent_at)
+                status, delay = int(received[9:12]), time.monotonic() - sent_at
+                self._delays.setdefault(status, array("d")).append(delay)
+                if sent_at >= self._steady_from:
+                    self._steady.setdefault(status, array("d")).append(delay)
             elif sent_at is not None:
                 self._failed += 1
 

@@ -3,7 +3,8 @@
 One real process, and webhooks offered in an open loop on many connections: each is sent at its
 moment, whatever became of those before it (one that finds every connection busy is not sent, and
 counts as such). First the most that is taken is found; then come 0.8 times as many, four times as
-many, and 0.8 times again. Delays count from the moment of sending.
+many, and 0.8 times again a moment later. Delays count from the moment of sending. Half a second of
+overload is a burst, which the queue takes: what is sent in its first second is a figure of its own.
 
 Twice: with the settings as they are, where the processor is the bound (the sender, the service and
 Postgres share two cores, so less than four times may really be sent: the table says how much), and
@@ -68,7 +69,7 @@ def _figures(
     nothing = {"count": 0, "p50_ms": 0.0, "p99_ms": 0.0, "max_ms": 0.0}
     accepted = [done["statuses"]["200"] for done in (before, during, after)]
     refused = [done["statuses"].get("503", nothing) for done in (before, during, after)]
-    p99s = [spread["p99_ms"] for spread in accepted]
+    steady = during["steady"].get("200", nothing)
     taken = accepted[1]["count"] / during["elapsed_s"] / most
     return [
         figure(f"{name}: refused in overload", "%", [100 * refused[1]["count"] / during["sent"]]),
@@ -79,11 +80,15 @@ def _figures(
             at_most(1),
         ),
         *spread_figures(f"{name}: accepted at {BELOW:g}", accepted[0]),
-        *spread_figures(f"{name}: accepted in overload", accepted[1]),
+        figure(f"{name}: accepted as it begins, the slowest", "ms", [accepted[1]["max_ms"]]),
+        *spread_figures(f"{name}: accepted in overload", steady),
         *spread_figures(f"{name}: refused in overload", refused[1], at_most(250)),
         *spread_figures(f"{name}: accepted after it", accepted[2]),
         ratio(
-            f"{name}: accepted in overload to at {BELOW:g}, p99", [p99s[1]], [p99s[0]], at_most(5)
+            f"{name}: accepted in overload to at {BELOW:g}, p99",
+            [steady["p99_ms"]],
+            [accepted[0]["p99_ms"]],
+            at_most(5),
         ),
         figure(f"{name}: taken in overload, to the most", "x", [taken], at_least(0.5)),
     ]
