@@ -21,7 +21,8 @@ from service.sources import DEFAULT_SOURCE, Sources
 log = logging.getLogger("causeway.intake")
 
 PATH = b"/webhooks/bridge"
-PATIENCE_S = 0.5  # pressure for this long is overload; no refusal for this long, and it is over
+PATIENCE_S = 0.5  # pressure for this long is overload, which is judged anew as often
+EXCESS = 0.1  # it is over when no more of the calls than this had to be refused
 REPORT_S = 1.0  # one line in the log for all that were refused meanwhile
 _ANSWER = (
     b"HTTP/1.1 503 Service Unavailable\r\n%bretry-after: %d\r\ncache-control: no-store\r\n"
@@ -59,8 +60,10 @@ class Intake:
         self._arrived = 0  # let in by this turn of the loop; they are not in the queue yet
         self._is_in_turn = False
         self._pressed_since: float | None = None
-        self._overloaded_until = float("-inf")
-        self._refused = 0
+        self._overloaded_until = self._judged_at = float("-inf")
+        self._calls = 0  # since overload was judged
+        self._excess = 0  # of these, those that were refused
+        self._refused = 0  # since it was reported
 
     def is_open(self, url: bytes) -> bool:
         """Let in a call whose headers are there: False if it is a webhook, and one too many."""
@@ -69,6 +72,7 @@ class Intake:
         if not self._is_in_turn:
             self._is_in_turn = True
             self._loop.call_soon(self._end_turn)  # runs before what these calls start
+        self._calls += 1
         if self._is_full():
             return False
         self._arrived += 1
@@ -112,19 +116,34 @@ class Intake:
         A commit that hangs is none: what waits for it may be gone with the next.
         """
         now = self._clock()
-        if not (self._appender.is_behind or self._arrived > self._appender.batch_events):
+        if now < self._overloaded_until:
+            self._judge(now)
+        elif not (self._appender.is_behind or self._arrived > self._appender.batch_events):
             self._pressed_since = None
         elif self._pressed_since is None:
             self._pressed_since = now
         elif now - self._pressed_since > PATIENCE_S:
-            self._overloaded_until = now + PATIENCE_S
+            self._overload(now)
         self._arrived = 0
         self._is_in_turn = False
 
+    def _judge(self, now: float) -> None:
+        """Does overload last? A refusal now and then is none: calls never come evenly."""
+        if now < self._judged_at:
+            return
+        if self._excess > EXCESS * self._calls:
+            self._overload(now)
+        else:
+            self._overloaded_until, self._pressed_since = now, None
+
+    def _overload(self, now: float) -> None:
+        """Begin with it, or go on; without another call to judge it by, it ends by itself."""
+        self._judged_at = now + PATIENCE_S
+        self._overloaded_until = now + 2 * PATIENCE_S
+        self._calls = self._excess = 0
+
     def _note(self) -> None:
-        now = self._clock()
-        if now < self._overloaded_until:
-            self._overloaded_until = now + PATIENCE_S
+        self._excess += 1
         if not self._refused:
             self._loop.call_later(REPORT_S, self._report)
         self._refused += 1

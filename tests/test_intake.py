@@ -55,7 +55,7 @@ class Turns:
             call = asyncio.create_task(self.appender.append(new_event()))
             self.calls.add(call)
             call.add_done_callback(self.calls.discard)
-        if False in is_open:
+        for _ in range(count - sum(is_open)):
             assert self.intake.refusal(URL, [], []) is not None
         for _ in range(commits):
             self.gate.release()
@@ -95,15 +95,39 @@ async def test_lasting_pressure_is_overload_and_a_burst_is_not(
             assert sum(taken) < 2 * calls
 
 
+async def overload(made: Turns) -> float:
+    """Let too much come until it is known; return when the last of it came."""
+    while made.now < 2 * PATIENCE_S:
+        await made.turn(2 * BATCH)
+    assert await made.turn(4 * BATCH) <= BATCH
+    return made.now
+
+
 async def test_overload_is_over_when_nothing_was_refused_for_a_while() -> None:
     async with turns() as made:
-        while made.now < 2 * PATIENCE_S:
-            await made.turn(2 * BATCH)
-        assert await made.turn(4 * BATCH) <= BATCH, "overload"
-        ended = made.now
-        while made.now - ended <= PATIENCE_S:
+        ended = await overload(made)
+        while made.now - ended <= 2 * PATIENCE_S:
             assert await made.turn(2, commits=2) == 2, "what can be taken is taken"
         assert await made.turn(4 * BATCH) == 4 * BATCH, "a burst is let in again"
+
+
+async def test_overload_is_over_although_a_call_is_refused_now_and_then() -> None:
+    async with turns() as made:
+        ended = await overload(made)
+        refused = 0
+        while made.now - ended <= 3 * PATIENCE_S:
+            for _ in range(9):
+                assert await made.turn(2, commits=2) == 2
+            refused += BATCH + 1 - await made.turn(BATCH + 1, commits=2)
+        assert refused, "a small burst is too much in overload"
+        assert await made.turn(4 * BATCH) == 4 * BATCH, "a large one is not, once that is over"
+
+
+async def test_overload_is_over_when_nothing_came_for_a_while() -> None:
+    async with turns() as made:
+        await overload(made)
+        made.now += 2 * PATIENCE_S
+        assert await made.turn(4 * BATCH) == 4 * BATCH
 
 
 async def test_a_commit_that_hangs_is_no_overload_until_the_queue_is_full() -> None:
