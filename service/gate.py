@@ -1,7 +1,7 @@
 """The connection that asks the intake: a webhook that is one too many gets its 503 without a task.
 
 Only a call that is here as a whole is refused so; one whose body is still to come goes the usual
-way, and is refused by its endpoint.
+way, and is refused by its endpoint. In overload what is received may wait for a later turn.
 """
 
 from typing import Any
@@ -18,8 +18,32 @@ class Gate(Protocol):
         super().__init__(bounds, **of_uvicorn)
         self._intake = intake
         self._held: tuple[Headers, list[bytes]] | None = None
+        self._put_off: list[bytes] = []  # received, and not looked at
 
     def data_received(self, data: bytes) -> None:
+        if not self._put_off and self._intake.may_read():
+            self._read(data)
+            return
+        if self._put_off:
+            self.flow.pause_reading()  # as much as that is enough until it is looked at
+        else:
+            self._intake.put_off(self._read_on)
+        self._put_off.append(data)
+
+    def shutdown(self) -> None:
+        """Answer what was received; then as ever."""
+        self._read_on()
+        super().shutdown()
+
+    def _read_on(self) -> None:
+        pieces, self._put_off = self._put_off, []
+        if len(pieces) > 1 and not self.transport.is_closing():
+            self.flow.resume_reading()  # first: what is read now may pause it again
+        for piece in pieces:
+            if not self.transport.is_closing():
+                self._read(piece)
+
+    def _read(self, data: bytes) -> None:
         super().data_received(data)
         try:
             self._let_go()

@@ -3,11 +3,13 @@
 Where more comes than can be taken, reading, verifying and parsing the excess would cost the others
 their time: a refusal here costs a fifth of a webhook. A burst, or a commit that hangs, may fill the
 appender's whole queue. Pressure that lasts is overload: then no more may wait than one batch takes,
-so that what is accepted is answered after two commits, and all else gets its 503 at once.
+so that what is accepted is answered after two commits, and all else gets its 503 at once; and no
+more is read in one turn of the loop than a commit can bear to wait for, at each of its steps.
 """
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -23,6 +25,7 @@ log = logging.getLogger("causeway.intake")
 PATH = b"/webhooks/bridge"
 PATIENCE_S = 0.5  # pressure for this long is overload, which is judged anew as often
 EXCESS = 0.1  # it is over when no more of the calls than this had to be refused
+TURN_READS = 64  # that are looked at in one turn of the loop while there is overload
 REPORT_S = 1.0  # one line in the log for all that were refused meanwhile
 _ANSWER = (
     b"HTTP/1.1 503 Service Unavailable\r\n%bretry-after: %d\r\ncache-control: no-store\r\n"
@@ -59,6 +62,8 @@ class Intake:
         self._clock = clock or self._loop.time
         self._arrived = 0  # let in by this turn of the loop; they are not in the queue yet
         self._is_in_turn = False
+        self._reads = 0  # in this turn
+        self._put_off: deque[Callable[[], None]] = deque()
         self._pressed_since: float | None = None
         self._overloaded_until = self._judged_at = float("-inf")
         self._calls = 0  # since overload was judged
@@ -69,14 +74,25 @@ class Intake:
         """Let in a call whose headers are there: False if it is a webhook, and one too many."""
         if not url.startswith(PATH):
             return True
-        if not self._is_in_turn:
-            self._is_in_turn = True
-            self._loop.call_soon(self._end_turn)  # runs before what these calls start
+        self._begin_turn()
         self._calls += 1
         if self._is_full():
             return False
         self._arrived += 1
         return True
+
+    def may_read(self) -> bool:
+        """Count a read of a connection: False if it has to be `put_off`, as the next ones."""
+        if not self._is_overloaded():
+            return True
+        self._begin_turn()
+        self._reads += 1
+        return self._reads <= TURN_READS
+
+    def put_off(self, read: Callable[[], None]) -> None:
+        """Call `read` in a later turn, after those that were put off before."""
+        self._begin_turn()
+        self._put_off.append(read)
 
     def check(self) -> None:
         """Raise Overloaded if a webhook that was let in without being asked for is one too many."""
@@ -107,8 +123,15 @@ class Intake:
     def _is_full(self) -> bool:
         if self._appender.is_full(self._arrived):
             return True
-        is_overloaded = self._clock() < self._overloaded_until
-        return is_overloaded and self._appender.fills_a_batch(self._arrived)
+        return self._is_overloaded() and self._appender.fills_a_batch(self._arrived)
+
+    def _is_overloaded(self) -> bool:
+        return self._clock() < self._overloaded_until
+
+    def _begin_turn(self) -> None:
+        if not self._is_in_turn:
+            self._is_in_turn = True
+            self._loop.call_soon(self._end_turn)  # runs before what these calls start
 
     def _end_turn(self) -> None:
         """Look for pressure: each commit leaves a batch behind, or each turn brings more than one.
@@ -126,6 +149,15 @@ class Intake:
             self._overload(now)
         self._arrived = 0
         self._is_in_turn = False
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """Look at what was put off, first come, first served."""
+        count = len(self._put_off)
+        self._reads = min(count, TURN_READS) if self._is_overloaded() else count
+        for _ in range(self._reads):
+            self._begin_turn()  # first: whatever one of them does, the others have theirs
+            self._put_off.popleft()()
 
     def _judge(self, now: float) -> None:
         """Does overload last? A refusal now and then is none: calls never come evenly."""

@@ -5,15 +5,18 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import cycle
+from typing import Any
 
 import pytest
 
+from service import intake as intake_module
 from service.appender import Appender
 from service.errors import Overloaded
 from service.event import NewEvent
 from service.eventlog import Appended
-from service.intake import PATIENCE_S, Intake
+from service.intake import PATIENCE_S, TURN_READS, Intake
 from service.metrics import Metrics
 from service.problems import RequestIds
 from service.signature import sign
@@ -130,6 +133,42 @@ async def test_overload_is_over_when_nothing_came_for_a_while() -> None:
         assert await made.turn(4 * BATCH) == 4 * BATCH
 
 
+async def test_in_overload_only_so_much_is_read_in_a_turn_and_the_rest_in_its_order() -> None:
+    async with turns() as made:
+        assert all(made.intake.may_read() for _ in range(2 * TURN_READS))
+        await overload(made)
+        assert [made.intake.may_read() for _ in range(TURN_READS + 1)] == [True] * TURN_READS + [
+            False
+        ]
+        seen: list[int] = []
+        for number in range(3 * TURN_READS):
+            made.intake.put_off(partial(seen.append, number))
+        await asyncio.sleep(0)
+        assert seen == list(range(TURN_READS))
+        assert not made.intake.may_read(), "those that were put off come first"
+        await asyncio.sleep(0)
+        assert seen == list(range(2 * TURN_READS))
+        made.now += 2 * PATIENCE_S
+        await asyncio.sleep(0)
+        assert seen == list(range(3 * TURN_READS)), "overload is over"
+
+
+def fail(what: str) -> None:
+    raise ValueError(what)
+
+
+async def test_what_was_put_off_is_read_although_one_of_them_fails() -> None:
+    async with turns() as made:
+        await overload(made)
+        seen: list[int] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: seen.append(0))
+        made.intake.put_off(partial(fail, "this one"))
+        made.intake.put_off(partial(seen.append, 2))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert seen == [0, 2]
+
+
 async def test_a_commit_that_hangs_is_no_overload_until_the_queue_is_full() -> None:
     async with turns() as made:
         in_flight = await made.turn(1, commits=0)
@@ -163,6 +202,64 @@ async def full(start: Start, database: Database, **settings: object) -> AsyncIte
         await eventually(lambda: sample(running, "append_queue_events") == 1)
         yield running
     assert [(await call).status_code for call in (first, second)] == [200, 200]
+
+
+async def test_calls_that_are_put_off_are_answered_in_whatever_pieces_they_come(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake_module, "TURN_READS", 1)
+    running = await start()
+    intake = running.service.intake
+    monkeypatch.setattr(intake, "_judge", intake._overload)  # it lasts
+    monkeypatch.setattr(intake, "may_read", partial(next, cycle([False, True, False])))
+    intake._overload(asyncio.get_running_loop().time())
+    async with AsyncExitStack() as stack:
+        connections = [await stack.enter_async_context(wire(running.url)) for _ in range(20)]
+        calls = [webhook_call(body()) for _ in connections]
+        for cut in (7, 100, -3):
+            for connection, call in zip(connections, calls, strict=True):
+                await connection.send(call[:cut])
+            for connection, call in zip(connections, calls, strict=True):
+                await connection.send(call[cut:] + webhook_call(body()))
+        statuses = [[(await it.answer()).status for _ in range(6)] for it in connections]
+    assert statuses == [[200] * 6] * 20
+    assert received(running, "accepted") == 4 * 20
+    assert received(running, "duplicate") == 2 * 20
+
+
+async def test_what_follows_a_piece_that_was_put_off_waits_for_it(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await start()
+    reads: list[Any] = []
+    monkeypatch.setattr(running.service.intake, "put_off", reads.append)
+    monkeypatch.setattr(running.service.intake, "may_read", lambda: bool(reads))
+    call = webhook_call(body())
+    async with wire(running.url) as connection:
+        await connection.send(call[:50])
+        await eventually(lambda: len(reads) == 1)
+        gate = reads[0].__self__
+        await connection.send(call[50:100])
+        await eventually(lambda: gate._put_off == [call[:50], call[50:100]])
+        assert gate.flow.read_paused, "it holds no more than that"
+        await connection.send(call[100:] + webhook_call(body()))
+        reads[0]()
+        assert [(await connection.answer()).status for _ in range(2)] == [200, 200]
+    assert len(reads) == 1
+
+
+async def test_a_stop_answers_what_was_put_off(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await start()
+    reads: list[Any] = []
+    monkeypatch.setattr(running.service.intake, "put_off", reads.append)
+    monkeypatch.setattr(running.service.intake, "may_read", lambda: False)
+    async with wire(running.url) as connection:
+        await connection.send(webhook_call(body()))
+        await eventually(lambda: len(reads) == 1)
+        running.server.stop()
+        assert (await connection.answer()).status == 200
 
 
 def named_call(payload: bytes) -> bytes:
