@@ -147,9 +147,12 @@ class Intake:
             self._pressed_since = now
         elif now - self._pressed_since > PATIENCE_S:
             self._overload(now)
-        self._arrived = 0
+        arrived = self._arrived
         self._is_in_turn = False
-        self._read_on()
+        try:
+            self._read_on()
+        finally:  # only now: what they have started puts them into the queue after this
+            self._arrived -= arrived
 
     def _read_on(self) -> None:
         """Look at what was put off, first come, first served."""

@@ -153,6 +153,15 @@ async def test_in_overload_only_so_much_is_read_in_a_turn_and_the_rest_in_its_or
         assert seen == list(range(3 * TURN_READS)), "overload is over"
 
 
+async def test_calls_that_were_put_off_count_with_those_that_are_not_queued_yet() -> None:
+    async with turns() as made:
+        await overload(made)
+        let_in: list[bool] = []
+        for _ in range(BATCH):
+            made.intake.put_off(lambda: let_in.append(made.intake.is_open(URL)))
+        assert await made.turn(BATCH - 1, commits=0) + sum(let_in) == BATCH
+
+
 def fail(what: str) -> None:
     raise ValueError(what)
 
