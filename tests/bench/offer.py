@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from array import array
+from collections import deque
 from collections.abc import Iterator
 from itertools import count, islice
 from statistics import quantiles
@@ -38,7 +39,7 @@ class Offer:
         self._port = port
         self._epoll = select.epoll()
         self._sockets: dict[int, socket.socket] = {}
-        self._idle: list[int] = []
+        self._idle: deque[int] = deque()  # the longest idle first: all of them are used
         self._sent_at: dict[int, float] = {}  # by file descriptor
         self._delays: dict[int, array[float]] = {}  # by status
         self._steady: dict[int, array[float]] = {}  # of these, what was sent after ONSET_S
@@ -88,7 +89,7 @@ class Offer:
         self._idle.append(sock.fileno())
 
     def _send(self, request: bytes) -> None:
-        number = self._idle.pop()
+        number = self._idle.popleft()
         self._sent_at[number] = time.monotonic()
         self._sockets[number].send(request)
 
