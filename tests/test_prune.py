@@ -27,6 +27,7 @@ NOW = datetime.now(UTC)
 SIZE = 10
 OLD = timedelta(days=30)
 WINDOW = timedelta(days=7)
+WITHIN_S = 60
 
 
 @pytest.fixture
@@ -208,7 +209,7 @@ async def test_a_consumer_that_was_left_behind_gets_410(
     await divide(owner, SIZE)
     running = await start(window_events=5)  # what is in memory is not gone
     for ago in range(45, 0, -1):
-        await running.service.eventlog.append([aged(ago)], timeout_s=10)
+        await running.service.eventlog.append([aged(ago)], timeout_s=30)
     async with open_consumers(database) as consumers:
         await put(consumers, running.service.eventlog, "billing")
     await run(owner, older_than=OLD, is_forced=True)
@@ -266,7 +267,7 @@ async def test_a_long_reader_holds_up_the_pruning_and_the_pruning_nobody(
         await reader.fetch("SELECT count(*) FROM causeway.event")
         pruning = asyncio.create_task(run(owner, older_than=OLD))
         for _ in range(10):
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(20):
                 await append(log, new_event())
                 await log.read_after(40)
             assert not pruning.done()
@@ -276,25 +277,73 @@ async def test_a_long_reader_holds_up_the_pruning_and_the_pruning_nobody(
         await reader.close()
 
 
-async def test_a_pruning_that_is_cut_leaves_a_log_that_can_be_read(
-    log: EventLog, owner: Connection, database: Database
-) -> None:
-    reader, pruner = [await asyncpg.connect(database.owner_dsn) for _ in range(2)]
+@pytest.fixture
+async def reader(database: Database) -> AsyncIterator[Connection]:
+    """A session that reads, and so holds up whoever prunes, until `ROLLBACK`."""
+    connection = await asyncpg.connect(database.owner_dsn)
     try:
-        async with reader.transaction():
-            await reader.fetch("SELECT count(*) FROM causeway.event")
-            pruning = asyncio.create_task(run(pruner, older_than=timedelta(days=20)))
-            await asyncio.sleep(0)
-            await append(log, new_event())
-            pruner.terminate()
-            with pytest.raises((LogUnavailable, asyncpg.PostgresError)):
-                await pruning
-        assert positions(await read_all(log)) == list(range(1, 47))
-        assert firsts(await run(owner, older_than=timedelta(days=20))) == [0, 10]
-        assert (await audit(log, lambda _done, _total: None)).events == 27
+        await connection.execute("BEGIN; SELECT count(*) FROM causeway.event")
+        yield connection
     finally:
-        await reader.close()
-        await pruner.close()
+        await connection.close()
+
+
+@pytest.fixture
+async def pruner(database: Database) -> AsyncIterator[Connection]:
+    """A session that prunes."""
+    connection = await asyncpg.connect(database.owner_dsn)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def until_it_prunes(owner: Connection, pid: int) -> None:
+    """Return once the session `pid` tries to take a partition out."""
+    sql = "SELECT query LIKE '%prune_partition%' FROM pg_stat_activity WHERE pid = $1"
+    async with asyncio.timeout(WITHIN_S):
+        while not await owner.fetchval(sql, pid):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_pruning_whose_session_ends_has_changed_nothing(
+    log: EventLog, owner: Connection, reader: Connection, pruner: Connection
+) -> None:
+    pid = pruner.get_server_pid()
+    pruning = asyncio.create_task(run(pruner, older_than=timedelta(days=20)))
+    await until_it_prunes(owner, pid)
+    await append(log, new_event())
+    # It returns once the session is gone: when the reader lets go, nobody is there to prune.
+    assert await owner.fetchval("SELECT pg_terminate_backend($1, $2)", pid, WITHIN_S * 1000)
+    with pytest.raises((LogUnavailable, asyncpg.PostgresError)):
+        await pruning
+    await reader.execute("ROLLBACK")
+    assert positions(await read_all(log)) == list(range(1, 47))
+    assert firsts(await run(owner, older_than=timedelta(days=20))) == [0, 10]
+    assert (await audit(log, lambda _done, _total: None)).events == 27
+
+
+async def test_a_pruning_whose_client_goes_leaves_a_log_that_can_be_read(
+    log: EventLog, owner: Connection, reader: Connection, pruner: Connection
+) -> None:
+    """Postgres may still do what it was told: the partition is gone wholly, or not at all."""
+    pid = pruner.get_server_pid()
+    pruning = asyncio.create_task(run(pruner, older_than=timedelta(days=20)))
+    await until_it_prunes(owner, pid)
+    pruner.terminate()
+    with pytest.raises((LogUnavailable, asyncpg.PostgresError)):
+        await pruning
+    await append(log, new_event())
+    await reader.execute("ROLLBACK")
+    async with asyncio.timeout(WITHIN_S):
+        while await owner.fetchval("SELECT true FROM pg_stat_activity WHERE pid = $1", pid):
+            await asyncio.sleep(0.01)
+    anchor = (await log.bounds()).anchor_position
+    assert anchor in (0, 9)
+    assert positions(await log.read_after(anchor)) == list(range(anchor + 1, 47))
+    gone = firsts(await run(owner, older_than=timedelta(days=20)))
+    assert gone == ([10] if anchor else [0, 10])
+    assert (await audit(log, lambda _done, _total: None)).events == 27
 
 
 # The command
