@@ -5,7 +5,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-from tests.running import ROOT, environment
+from tests.running import ROOT, START_S, environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ async def command(*arguments: str, **settings: str) -> Done:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=START_S,
         check=False,
     )
     return Done(done.returncode, done.stdout, done.stderr)

@@ -19,6 +19,7 @@ import pytest
 import uvloop
 
 from service.config import Settings
+from service.db import SESSION
 from service.embedded import EmbeddedPostgres
 from service.migrate import migrate
 from tests.running import Database, Running, make_settings, running_service
@@ -154,6 +155,13 @@ async def owner(database: Database) -> AsyncIterator["asyncpg.Connection[asyncpg
         yield connection
     finally:
         await connection.close()
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine is no outage: a connect, or the wait for the append lock, may take longer."""
+    monkeypatch.setattr("service.db.CONNECT_TIMEOUT_S", 60.0)
+    monkeypatch.setitem(SESSION, "lock_timeout", "50s")
 
 
 Start = Callable[..., AbstractAsyncContextManager[Running]]

@@ -17,10 +17,9 @@ import httpx2
 
 from tests.consuming import NAME
 from tests.reader import Block
-from tests.running import STREAM_TOKEN
+from tests.running import STREAM_TOKEN, WITHIN_S
 
 RETRY_S = 0.1
-TIMEOUT_S = 10.0
 
 
 def main() -> None:
@@ -29,7 +28,7 @@ def main() -> None:
     headers = {"authorization": f"Bearer {STREAM_TOKEN}"}
     with (
         Path(path).open("a", buffering=1) as output,
-        httpx2.Client(headers=headers, timeout=TIMEOUT_S) as client,
+        httpx2.Client(headers=headers, timeout=WITHIN_S) as client,
     ):
         for url in itertools.cycle(urls):
             with suppress(httpx2.TransportError):  # the service has gone: on to the next

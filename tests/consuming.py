@@ -13,7 +13,7 @@ from service.eventlog import EventLog
 from service.filter import EVERYTHING, Filter
 from tests.logkeeping import Owner
 from tests.reader import Reader
-from tests.running import STREAM_TOKEN, Database
+from tests.running import STREAM_TOKEN, WITHIN_S, Database
 
 NAME = "billing"
 
@@ -81,7 +81,7 @@ async def call(
 ) -> httpx2.Response:
     """Call an endpoint with a JSON body, or with `content` as it is."""
     headers = {"authorization": f"Bearer {token}"} if token else {}
-    async with httpx2.AsyncClient(timeout=20) as client:
+    async with httpx2.AsyncClient(timeout=WITHIN_S) as client:
         if content is not None:
             return await client.request(method, url + path, headers=headers, content=content)
         return await client.request(method, url + path, headers=headers, json=body)

@@ -12,7 +12,7 @@ from tests.chaos.proxy import Proxy, proxy_to
 from tests.load import Load
 from tests.logkeeping import Owner
 from tests.reader import Reader
-from tests.running import Database, Running, make_settings, running_service
+from tests.running import WITHIN_S, Database, Running, make_settings, running_service
 
 
 @asynccontextmanager
@@ -52,12 +52,12 @@ def assert_polite(answer: httpx2.Response, *codes: str) -> None:
 async def assert_each_once(reader: Reader, head: int) -> None:
     """The one open connection brought every position up to `head`, in order."""
     while not (seen := [b.position for b in reader.seen if b.is_event]) or seen[-1] < head:
-        await reader.block(30)
+        await reader.block()
     assert seen == list(range(1, head + 1))
 
 
 async def wait_for_ready(running: Running, status: int) -> None:
     """Return once `/readyz` answers with `status`."""
-    async with asyncio.timeout(30), httpx2.AsyncClient() as client:
+    async with asyncio.timeout(WITHIN_S), httpx2.AsyncClient() as client:
         while (await client.get(f"{running.url}/readyz")).status_code != status:
             await asyncio.sleep(0.02)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import httpx2
 
 from tests.bridge import body, post
+from tests.running import WITHIN_S
 
 RETRY_S = 0.02
 
@@ -24,7 +25,7 @@ class Load:
 
     async def run(self, url: str) -> None:
         """Send until the load is over."""
-        async with httpx2.AsyncClient(timeout=20) as client:
+        async with httpx2.AsyncClient(timeout=WITHIN_S) as client:
             while not self.is_over:
                 payload = body("item.created" if len(self.sent) % 2 else "user.deleted")
                 self.sent.append(payload)

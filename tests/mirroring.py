@@ -11,7 +11,7 @@ from nats.js.api import ConsumerConfig, DeliverPolicy, StreamConfig
 from service.eventlog import EventLog
 from tests.bridge import new_event
 from tests.nats_server import NatsServer
-from tests.running import Running, eventually
+from tests.running import WITHIN_S, Running, eventually
 
 STREAM = "CAUSEWAY"
 
@@ -54,7 +54,7 @@ def publishes(mirror: Running, outcome: str) -> float:
     return found
 
 
-async def until_level(mirror: Running, position: int, *, within_s: float = 20.0) -> None:
+async def until_level(mirror: Running, position: int, *, within_s: float = WITHIN_S) -> None:
     """Wait until the mirror says that the stream goes up to `position`."""
     await eventually(lambda: position_of(mirror) == position, within_s=within_s)
 
@@ -70,7 +70,7 @@ async def read_stream(nats: NatsServer) -> list[tuple[int, int, bytes]]:
         )
         found = []
         for _ in range(wanted):
-            message = await reader.next_msg(timeout=10)
+            message = await reader.next_msg(timeout=WITHIN_S)
             position = int((message.headers or {})["ce-position"])
             found.append((message.metadata.sequence.stream, position, message.data))
         return found
@@ -97,7 +97,9 @@ async def make_stream(nats: NatsServer, **config: object) -> None:
 async def ask(nats: NatsServer, verb: str, **request: object) -> dict[str, object]:
     """Return JetStream's answer to a request about the stream."""
     async with client_of(nats) as client:
-        answer = await client.request(f"$JS.API.STREAM.{verb}", orjson.dumps(request), timeout=5)
+        answer = await client.request(
+            f"$JS.API.STREAM.{verb}", orjson.dumps(request), timeout=WITHIN_S
+        )
     found: dict[str, object] = orjson.loads(answer.data)
     assert "error" not in found, found
     return found

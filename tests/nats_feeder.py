@@ -93,7 +93,7 @@ class Feeder:
         headers = published_headers(event, message, self._settings.nats_stream)
         try:
             await connection.jetstream.publish(
-                message.subject, message.body, headers=headers, timeout=5
+                message.subject, message.body, headers=headers, timeout=30
             )
         except Exception as error:  # whatever it was: the next connection looks at the stream
             raise MirrorUnavailable(type(error).__name__) from error

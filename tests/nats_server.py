@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,8 +21,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REQUIRE_ALL
+from tests.running import WITHIN_S, free_port
 
-START_S = 30.0
+START_S = 120.0
 _SYNC_SINCE = (2, 10)
 _CONFIG = """
 server_name: {name}
@@ -70,7 +70,7 @@ class NatsServer:
             assert self.popen.poll() is None, self.output()[-3000:]
             try:
                 url = f"http://127.0.0.1:{self.monitor_port}/healthz"
-                with urllib.request.urlopen(url, timeout=2) as answer:
+                with urllib.request.urlopen(url, timeout=20) as answer:
                     if json.load(answer)["status"] == "ok":
                         return
             except (OSError, ValueError):
@@ -97,7 +97,7 @@ class NatsServer:
     def last_sequence(self, stream: str) -> int | None:
         """Return a stream's last sequence number, as the server's monitoring says."""
         url = f"http://127.0.0.1:{self.monitor_port}/jsz?streams=true"
-        with urllib.request.urlopen(url, timeout=2) as answer:
+        with urllib.request.urlopen(url, timeout=20) as answer:
             accounts = json.load(answer).get("account_details") or []
         for account in accounts:
             for found in account.get("stream_detail") or []:
@@ -119,7 +119,7 @@ class NatsServer:
             return
         self.popen.send_signal(number)
         self.popen.send_signal(signal.SIGCONT)
-        self.popen.wait(20)
+        self.popen.wait(WITHIN_S)
         self.popen = None
 
 
@@ -220,10 +220,5 @@ def _make(
 
 
 def _free_ports(count: int) -> list[tuple[int, int, int]]:
-    """Return three ports for each of `count` servers that were free a moment ago."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(3 * count)]
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        ports = [sock.getsockname()[1] for sock in sockets]
-    return list(zip(ports[::3], ports[1::3], ports[2::3], strict=True))
+    """Return three ports for each of `count` servers."""
+    return [(free_port(), free_port(), free_port()) for _ in range(count)]

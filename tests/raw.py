@@ -8,9 +8,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from service.signature import HEADER, sign
-from tests.running import SECRET, Database
+from tests.running import SECRET, WITHIN_S, Database
 
-PATIENCE_S = 20.0
 WEBHOOKS = "/webhooks/bridge"
 
 
@@ -36,7 +35,7 @@ class Wire:
 
     async def answer(self) -> Answer:
         """Read one response with a Content-Length."""
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(WITHIN_S):
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             status, *lines = head.strip().split("\r\n")
             headers = {name.lower(): value for name, value in (x.split(": ", 1) for x in lines)}
@@ -46,7 +45,7 @@ class Wire:
     async def is_closed(self) -> bool:
         """Tell whether the other end closes the connection, and sends nothing more."""
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(WITHIN_S):
                 return await self.reader.read() == b""
         except ConnectionError:
             return True

@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from tests.running import STREAM_TOKEN
-
-WITHIN_S = 15.0
+from tests.running import STREAM_TOKEN, WITHIN_S
 
 
 class Ended(Exception):
@@ -205,7 +203,7 @@ async def follow(
         try:
             async with reading(url, query, last_event_id=last_id) as reader:
                 while reader.status == 200 and not is_done():
-                    block = await reader.block(60)
+                    block = await reader.block()
                     last_id = reader.last_id
                     if block.is_event:
                         found.append(block)

@@ -29,6 +29,7 @@ from tests.certificates import Certificate
 
 ROOT = Path(__file__).parent.parent
 HANG = None  # nothing more comes, and the connection stays open
+WITHIN_S = 60.0
 HUGE_PIECE = b"x" * 65536
 
 # Bytes to send, seconds to wait, or HANG. At its end the connection is closed.
@@ -347,7 +348,7 @@ class Receiver:
         """Let `/bridge` accept what one of `secrets` signed, and nothing else."""
         self._ask("POST", "/_secrets", json.dumps(secrets))
 
-    async def wait_for(self, n: int, within_s: float = 10.0) -> list[Received]:
+    async def wait_for(self, n: int, within_s: float = WITHIN_S) -> list[Received]:
         """Return all calls once there are `n` or more; fail the test if there are not in time."""
         deadline = time.monotonic() + within_s
         while (count := await asyncio.to_thread(self.count)) < n:
@@ -357,10 +358,10 @@ class Receiver:
 
     def _ask(self, method: str, path: str, body: str | None = None) -> bytes:
         connection = (
-            http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+            http.client.HTTPConnection("127.0.0.1", self.port, timeout=WITHIN_S)
             if self._certificate is None
             else http.client.HTTPSConnection(
-                "127.0.0.1", self.port, timeout=20, context=ssl._create_unverified_context()
+                "127.0.0.1", self.port, timeout=WITHIN_S, context=ssl._create_unverified_context()
             )
         )
         try:

@@ -1,20 +1,23 @@
 """A service that runs for a test: in this process on a real socket, or as a process of its own."""
 
 import asyncio
+import itertools
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
 
 from service.app import Service, open_service
-from service.config import Settings, load, variables
+from service.config import Settings, variables
 from service.roles import Role
 from service.server import Server, listen
 
@@ -23,7 +26,13 @@ PREVIOUS_SECRET = "whsec-previous-0123456789"
 STREAM_TOKEN = "stream-token-0123456789"
 ADMIN_TOKEN = "admin-token-0123456789"
 ROOT = Path(__file__).parent.parent
-START_S = 60.0
+START_S = 120.0
+# A condition that is awaited comes soon, or never; a machine that is busy may stall for seconds.
+WITHIN_S = 60.0
+# Below the ports that a kernel gives out by itself: what it gave a moment ago may be somebody
+# else's, a client's as well, before the program that was told of it has bound it.
+PORTS = range(10_000, 32_000)
+WORKERS = 16  # at the most, with ports of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +69,7 @@ def make_settings(**overrides: object) -> Settings:
         "drain_s": 0.2,
         "shutdown_s": 3.0,
         "poll_s": 0.2,
+        "append_timeout_s": 30.0,
     }
     names = {field_name: name for name, field_name in variables().items()}
     return Settings(**{names[key]: value for key, value in (defaults | overrides).items()})  # type: ignore[arg-type]
@@ -91,7 +101,7 @@ async def running_service(
                 yield running
             finally:
                 server.stop()
-                await asyncio.wait_for(task, settings.drain_s + 2 * settings.shutdown_s + 5)
+                await asyncio.wait_for(task, settings.drain_s + 2 * settings.shutdown_s + WITHIN_S)
 
 
 def follows_nats(service: Service) -> bool:
@@ -101,7 +111,7 @@ def follows_nats(service: Service) -> bool:
     )
 
 
-async def eventually(condition: object, *, within_s: float = 10.0) -> None:
+async def eventually(condition: object, *, within_s: float = WITHIN_S) -> None:
     """Return once `condition()` is true; fail the test if it is not within `within_s`."""
     assert callable(condition)
     deadline = time.monotonic() + within_s
@@ -128,7 +138,7 @@ class Process:
         self.popen.kill()
         self.popen.wait()
 
-    def terminate(self, within_s: float = 30.0) -> int:
+    def terminate(self, within_s: float = WITHIN_S) -> int:
         """End it in order; return its exit code."""
         self.popen.send_signal(signal.SIGTERM)
         return self.popen.wait(within_s)
@@ -153,10 +163,23 @@ def environment(**settings: str) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that was free a moment ago."""
-    with listen(load({"CAUSEWAY_PORT": "0"})) as sock:
-        port: int = sock.getsockname()[1]
-        return port
+    """Return a port of 127.0.0.1 where nobody listens, and that no other test is told of."""
+    while True:
+        port = next(_ports)
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+
+
+def _own_ports() -> Iterator[int]:
+    """Yield the ports of this worker of pytest-xdist, again and again; begin anywhere."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    own = PORTS[worker % WORKERS :: WORKERS]
+    begin = random.randrange(len(own))
+    return itertools.cycle([*own[begin:], *own[:begin]])
+
+
+_ports = _own_ports()
 
 
 @contextmanager
@@ -190,7 +213,7 @@ def _wait_until_ready(process: Process) -> None:
     while time.monotonic() < deadline:
         assert process.popen.poll() is None, process.output()[-3000:]
         try:
-            if httpx2.get(f"{process.url}/readyz", timeout=2).status_code == 200:
+            if httpx2.get(f"{process.url}/readyz", timeout=20).status_code == 200:
                 return
         except httpx2.TransportError:
             pass

@@ -15,7 +15,7 @@ from service.eventlog import Appended, EventLog
 from tests.bridge import TEST_EVENT, new_event
 from tests.running import Database
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0
 APPEND_LOCK = "SELECT pg_advisory_xact_lock(hashtext('causeway'), hashtext('append_events'))"
 
 

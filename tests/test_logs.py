@@ -22,8 +22,8 @@ from service.db import Connection, create_pool
 from service.embedded import EmbeddedPostgres
 from service.logs import JsonFormatter, brief, describe
 from tests.bridge import post
-from tests.raw import PATIENCE_S, webhook_call, webhook_head, wire
-from tests.running import ROOT, Process, environment, make_settings, service_process
+from tests.raw import webhook_call, webhook_head, wire
+from tests.running import ROOT, WITHIN_S, Process, environment, make_settings, service_process
 
 MARK = "zq7x"  # in everything that must not be seen, and in nothing else
 
@@ -36,7 +36,6 @@ def hidden(what: str) -> str:
 CURRENT, PREVIOUS, OTHER = hidden("current"), hidden("previous"), hidden("other-source")
 STREAM, ADMIN = hidden("stream-token"), hidden("admin-token")
 REFUSED_ITEM = 666
-RECOVERY_S = 60.0  # Postgres, after one of its backends was killed, on a busy disk
 
 
 @dataclass(slots=True)
@@ -70,7 +69,7 @@ def seen() -> Iterator[Seen]:
         CAUSEWAY_ADMIN_TOKEN=ADMIN,
         CAUSEWAY_DATA_DIR=str(folder / "data"),
         CAUSEWAY_LOG_LEVEL="debug",
-        CAUSEWAY_BODY_TIMEOUT_S="0.3",
+        CAUSEWAY_BODY_TIMEOUT_S="2",
         CAUSEWAY_BODY_MAX_BYTES="4096",
         CAUSEWAY_DRAIN_S="0.1",
     )
@@ -198,7 +197,7 @@ async def _errors(process: Process, client: httpx2.AsyncClient, owner: Connectio
     waiting = asyncio.create_task(call)
     os.kill(await _appending(owner), signal.SIGKILL)
     assert (await waiting).status_code == 503
-    async with asyncio.timeout(RECOVERY_S):
+    async with asyncio.timeout(WITHIN_S):
         again = payload("again")
         while (await post(process.url, again, secrets=(CURRENT,), client=client)).is_error:
             await asyncio.sleep(0.05)
@@ -207,14 +206,14 @@ async def _errors(process: Process, client: httpx2.AsyncClient, owner: Connectio
 async def _appending(owner: Connection) -> int:
     """Return the process id of the backend that waits for the append lock."""
     sql = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'advisory'"
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(WITHIN_S):
         while (pid := await owner.fetchval(sql)) is None:
             await asyncio.sleep(0.01)
     return int(pid)
 
 
 async def _until_logged(process: Process, phrase: str) -> None:
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(WITHIN_S):
         while phrase not in process.output():
             await asyncio.sleep(0.02)
 
@@ -296,7 +295,7 @@ def test_a_start_that_fails_says_why_and_shows_nothing_hidden(command: str) -> N
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=WITHIN_S,
         check=False,
     )
     assert done.returncode == 1

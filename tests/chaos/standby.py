@@ -26,7 +26,7 @@ from service import cluster
 from service.embedded import SERVICE, EmbeddedPostgres
 from service.system_user import SystemUser
 
-WITHIN_S = 30.0
+WITHIN_S = 60.0
 NAME = "chaos_standby"
 _IS_STREAMING = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
 _HAS_ALL = """
