@@ -19,7 +19,7 @@ from tests.logkeeping import Owner, append, id_of, prune
 from tests.receiver import Receiver
 from tests.relayed import deliver, make_webhook, rows, whens
 from tests.relaying import RELAY
-from tests.running import ADMIN_TOKEN, STREAM_TOKEN, Database, Running, eventually
+from tests.running import ADMIN_TOKEN, STREAM_TOKEN, WITHIN_S, Database, Running, eventually
 from tests.stored import received
 
 T = datetime(2026, 3, 1, tzinfo=UTC)
@@ -35,7 +35,9 @@ async def call(
     running: Running, method: str, path: str, body: Any = None, *, token: str = ADMIN_TOKEN
 ) -> httpx2.Response:
     headers = {"authorization": f"Bearer {token}"}
-    async with httpx2.AsyncClient(base_url=running.url, headers=headers, timeout=20) as client:
+    async with httpx2.AsyncClient(
+        base_url=running.url, headers=headers, timeout=WITHIN_S
+    ) as client:
         return await client.request(method, f"/api/webhooks/{path}".rstrip("/"), json=body)
 
 

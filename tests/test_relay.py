@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import statistics
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
@@ -28,10 +27,17 @@ from tests.logkeeping import id_of, sample
 from tests.receiver import Received, Receiver
 from tests.relayed import make_webhook
 from tests.relaying import RELAY, add_to, append, pass_time, settled, states
-from tests.running import Running, eventually, free_port
+from tests.running import WITHIN_S, Running, eventually, free_port
 
 Start = Callable[..., Awaitable[Running]]
-FIRST_RETRY_S = 6.0  # with the most jitter
+# So late that no retry comes before a test lets time pass, however busy the machine is.
+FIRST_S = 500.0
+FIRST_RETRY_S = 1.2 * FIRST_S  # with the most jitter
+
+
+@pytest.fixture(autouse=True)
+def _late_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.backoff.FIRST_S", FIRST_S)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +70,7 @@ async def change_url(running: Running, webhook: Webhook, url: str) -> Webhook:
     return changed
 
 
-async def attempted(owner: Connection, count: int, within_s: float = 10.0) -> None:
+async def attempted(owner: Connection, count: int, within_s: float = WITHIN_S) -> None:
     """Return once `count` attempts are written down."""
     async with asyncio.timeout(within_s):
         while await owner.fetchval("SELECT count(*) FROM causeway.attempt") < count:
@@ -73,7 +79,7 @@ async def attempted(owner: Connection, count: int, within_s: float = 10.0) -> No
 
 async def opened(running: Running, webhook: Webhook) -> Webhook:
     """Return the webhook once its circuit is open."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN_S):
         while True:
             webhook = await running.service.relaying.webhooks.read(webhook.webhook_id)
             if webhook.open_until is not None:
@@ -83,7 +89,7 @@ async def opened(running: Running, webhook: Webhook) -> Webhook:
 
 async def disabled(running: Running, webhook: Webhook) -> Webhook:
     """Return the webhook once it is disabled."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN_S):
         while True:
             webhook = await running.service.relaying.webhooks.read(webhook.webhook_id)
             if webhook.disabled_at is not None:
@@ -164,7 +170,7 @@ async def test_only_chosen_events_and_sources_are_sent(
     await append(eventlog, type_="ACCOUNT_UPDATED")
     bodies = (body("user.deleted"), body("item.account.created"))
     events = [parse_event(content, "shop", datetime.now(UTC)) for content in bodies]
-    await eventlog.append(events, timeout_s=10)
+    await eventlog.append(events, timeout_s=30)
     running.service.relaying.relay.wake()
     await attempted(owner, 5)
     got = defaultdict(set)
@@ -210,7 +216,7 @@ async def test_a_whole_2xx_in_time_is_a_success_however_slow_or_long(
 async def test_every_failure_is_named_kept_and_tried_again(
     start: Start, owner: Connection, receiver: Receiver, tmp_path: Path
 ) -> None:
-    running = await start(**RELAY | {"relay_timeout_s": 1.0, "relay_max_webhooks": 20})
+    running = await start(**RELAY | {"relay_timeout_s": 2.0, "relay_max_webhooks": 20})
     certificate = Authority(tmp_path).issue("localhost")
     with Receiver(certificate=certificate) as wrong_tls:
         expected = {
@@ -236,8 +242,8 @@ async def test_every_failure_is_named_kept_and_tried_again(
             assert {hooks[r["webhook_id"]]: (r["error"], r["status"]) for r in rows} == expected
             for row in rows:
                 assert (row["state"], row["step"], row["attempts"]) == ("pending", number, number)
-                pause_s = (5.0, 15.0)[number - 1]
-                assert pause_s - 3 < row["due_s"] <= 1.2 * pause_s
+                pause_s = (FIRST_S, 3 * FIRST_S)[number - 1]
+                assert pause_s - 100 < row["due_s"] <= 1.2 * pause_s
             await pass_time(owner, 1.2 * pause_s)
         assert wrong_tls.count() == 0
     for error in {error for error, _ in expected.values()}:
@@ -299,10 +305,10 @@ async def test_retry_after_pauses_the_whole_webhook(
     await opened(running, hook)
     await append(running.service.eventlog, 3)
     await change_url(running, hook, receiver.url + "/good")
-    await pass_time(owner, 115)
+    await pass_time(owner, 60)
     await claimed_nothing(running)
     assert receiver.count() == 1
-    await pass_time(owner, 5)
+    await pass_time(owner, 60)
     assert positions(await receiver.wait_for(5))[:2] == [1, 1]  # the one that was refused, first
     assert set((await settled(owner, 4)).values()) == {"delivered"}
     assert sample(running, "relay_attempts_total", outcome="throttled") == 1
@@ -320,8 +326,8 @@ async def test_no_retry_after_pauses_for_longer_than_an_hour(
         "extract(epoch FROM due_at - clock_timestamp())::float8 AS due_s "
         "FROM causeway.webhook JOIN causeway.delivery USING (webhook_id)"
     )
-    assert PAUSE_MAX_S - 10 < row["pause_s"] <= PAUSE_MAX_S
-    assert PAUSE_MAX_S - 10 < row["due_s"] <= PAUSE_MAX_S
+    assert PAUSE_MAX_S - 100 < row["pause_s"] <= PAUSE_MAX_S
+    assert PAUSE_MAX_S - 100 < row["due_s"] <= PAUSE_MAX_S
 
 
 async def test_a_redirect_to_a_private_address_is_a_failure_and_never_followed(
@@ -372,23 +378,23 @@ async def test_a_url_that_the_settings_no_longer_allow_is_not_called_and_is_an_e
 async def test_a_dead_callback_gets_one_probe_at_a_time(
     start: Start, owner: Connection, receiver: Receiver
 ) -> None:
-    running = await start(**RELAY | {"relay_timeout_s": 0.7, "relay_concurrency": 8})
+    running = await start(**RELAY | {"relay_timeout_s": 1.5, "relay_concurrency": 8})
     hook = await add_to(running, receiver.url + "/hang-head")
     await append(running.service.eventlog, 30)
     await attempted(owner, 8)  # as many as may be open at once
     await opened(running, hook)
-    await claimed_nothing(running)
-    assert receiver.count() == 8
+    await receiver.wait_for(8)
     for probe in (9, 10, 11):
-        await pass_time(owner, 60)  # the longest pause between two probes
+        await owner.execute("UPDATE causeway.webhook SET open_until = now() + interval '1 hour'")
+        await claimed_nothing(running)
+        assert receiver.count() == probe - 1
+        await pass_time(owner, 3600)
         await receiver.wait_for(probe)
         await append(running.service.eventlog, 5)
         while await owner.fetchval("SELECT count(*) FROM causeway.attempt") < probe:
             running.service.relaying.relay.wake()
             assert receiver.count() == probe
             await asyncio.sleep(0.02)
-        await claimed_nothing(running)
-        assert receiver.count() == probe
     assert await owner.fetchval("SELECT max(step) FROM causeway.delivery") <= 2
 
 
@@ -416,37 +422,26 @@ async def test_a_backlog_flows_at_once_oldest_first_when_the_callback_is_back(
     assert (await running.service.relaying.webhooks.read(hook.webhook_id)).state == "enabled"
 
 
-async def arrivals(running: Running, receiver: Receiver, path: str, count: int) -> list[float]:
-    """Append events one by one; return the seconds from each one's receipt to its arrival."""
-    for _ in range(count):
-        await append(running.service.eventlog)
-        await asyncio.sleep(0.01)  # the load: a hundred a second
-    head = (await running.service.eventlog.bounds()).head_position
-    wanted = range(head - count + 1, head + 1)
-    async with asyncio.timeout(15):
-        while True:
-            calls = {position(c): c.at for c in await receiver.wait_for(0) if c.path == path}
-            if calls.keys() >= set(wanted):
-                break
-            await asyncio.sleep(0.05)
-    events = await running.service.eventlog.read_after(head - count)
-    return [calls[event.position] - event.received_at.timestamp() for event in events]
-
-
 async def test_nine_dead_webhooks_do_not_delay_the_tenth(start: Start, receiver: Receiver) -> None:
-    running = await start(**RELAY | {"relay_timeout_s": 1.0})
+    """Whose calls hang until the end of the test: none of them has to end before the tenth's."""
+    running = await start(**RELAY | {"relay_timeout_s": 300.0, "shutdown_s": 0.5})
     await add_to(running, receiver.url + "/good/tenth")
-    await arrivals(running, receiver, "/good/tenth", 20)  # whatever is slow the first time
-    alone = await arrivals(running, receiver, "/good/tenth", 100)
     refused = f"http://127.0.0.1:{free_port()}/"
     for n in range(3):
         await add_to(running, f"{receiver.url}/hang-head/{n}")
         await add_to(running, f"{receiver.url}/hang-body/{n}")
         await add_to(running, f"{refused}{n}")
-    among = await arrivals(running, receiver, "/good/tenth", 150)
-    assert statistics.median(among) <= 3 * statistics.median(alone) + 0.05
-    assert sorted(among)[-15] <= 3 * sorted(alone)[-10] + 0.1
-    assert sample(running, "relay_attempts_total", outcome="timeout") > 0
+    for head in (50, 100):  # the second half when all room of the dead is taken
+        await append(running.service.eventlog, 50)
+        async with asyncio.timeout(WITHIN_S):
+            while len(tenth := [c for c in receiver.requests() if c.path == "/good/tenth"]) < head:
+                await asyncio.sleep(0.05)
+        assert sorted(positions(tenth)) == list(range(1, head + 1))
+        full = 6 * running.settings.relay_concurrency
+        await eventually(lambda most=full: sample(running, "relay_in_flight") >= most)
+    registry = running.service.metrics.registry
+    ended = {"outcome": "timeout"}
+    assert not registry.get_sample_value("causeway_relay_attempts_total", ended)
     assert sample(running, "relay_attempts_total", outcome="refused") >= 3 * OPEN_AFTER
 
 
@@ -462,19 +457,19 @@ async def test_an_ordered_webhook_sends_one_at_a_time_of_each_item_in_order(
     start: Start, owner: Connection, receiver: Receiver
 ) -> None:
     running = await start(**RELAY)
-    slow_s = 0.1
+    slow_s = 0.5
     await add_to(running, f"{receiver.url}/slow?s={slow_s}", ordered=True)
-    for n in range(24):
+    for n in range(12):
         await append(running.service.eventlog, item_id=n % 3)
-    await settled(owner, 24)
-    calls = await receiver.wait_for(24)
-    assert len(calls) == 24
+    await settled(owner, 12)
+    calls = await receiver.wait_for(12)
+    assert len(calls) == 12
     for wanted in range(3):
         own = [call for call in calls if item(call) == wanted]
         assert positions(own) == sorted(positions(own))
         for before, after in pairwise(own):
             assert after.at - before.at >= slow_s - 0.02
-    assert any(after.at - before.at < slow_s / 2 for before, after in pairwise(calls))
+    assert any(after.at - before.at < slow_s for before, after in pairwise(calls))
 
 
 async def test_a_failed_event_of_an_ordered_webhook_holds_its_item_and_no_other(
@@ -495,9 +490,10 @@ async def test_a_failed_event_of_an_ordered_webhook_holds_its_item_and_no_other(
     }
     await claimed_nothing(running)
     assert positions([c for c in await receiver.wait_for(4) if item(c) == 7]) == [1]
-    for expected in (1, 3, 5):
+    for done in (3, 4, 5):
+        await attempted(owner, 2 * done - 2)  # the item's next one has failed, too
         await pass_time(owner, FIRST_RETRY_S)
-        await settled(owner, 3 + (expected + 1) // 2)
+        await settled(owner, done + 1)
     sevens = [call for call in await receiver.wait_for(9) if item(call) == 7]
     assert positions(sevens) == [1, 1, 3, 3, 5, 5]
     assert [call.status for call in sevens] == [500, 200] * 3
@@ -539,11 +535,10 @@ async def test_a_back_fill_comes_in_order_at_its_rate(start: Start, receiver: Re
     await append(running.service.eventlog, 40)
     began = time.time()
     await add_to(running, receiver.url + "/good", after=5)
-    calls = await receiver.wait_for(35, within_s=20)
+    calls = await receiver.wait_for(35)
     assert positions(calls) == list(range(6, 41))
     for n, call in enumerate(calls, 1):
         assert call.at >= began + n / rate - 0.05
-    assert calls[-1].at < began + 2 * 35 / rate + 2
 
 
 # What is seen
@@ -645,10 +640,10 @@ async def test_a_webhook_that_fails_for_days_is_disabled_aloud(
     hook = await add_to(running, receiver.url + "/status/500")
     await append(running.service.eventlog)
     await attempted(owner, 1)
-    await pass_time(owner, running.settings.relay_disable_after_s - 60)
+    await pass_time(owner, running.settings.relay_disable_after_s / 2)
     await attempted(owner, 2)
     assert (await running.service.relaying.webhooks.read(hook.webhook_id)).state == "enabled"
-    await pass_time(owner, 120)
+    await pass_time(owner, running.settings.relay_disable_after_s / 2)
     assert (await disabled(running, hook)).disabled_reason == "failing"
     await eventually(lambda: sample(running, "relay_disabled_total", reason="failing") == 1)
     [record] = [r for r in caplog.records if r.getMessage() == "webhook disabled"]
@@ -711,10 +706,10 @@ async def test_the_drain_waits_for_what_a_claim_under_way_brings(
     async with owner.transaction():
         await owner.execute("LOCK TABLE causeway.delivery IN ACCESS EXCLUSIVE MODE")
         await append(running.service.eventlog, 3)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WITHIN_S):
             while not await owner.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
                 await asyncio.sleep(0.02)
-        draining = asyncio.create_task(running.service.relaying.relay.drain(5.0))
+        draining = asyncio.create_task(running.service.relaying.relay.drain(WITHIN_S))
         done, _ = await asyncio.wait([draining], timeout=0.2)
         assert not done
     await draining

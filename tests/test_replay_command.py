@@ -15,7 +15,7 @@ from tests.relayed import deliver, make_webhook, whens
 from tests.relaying import RELAY
 from tests.running import ROOT, Running, environment, free_port
 
-DEADLINE_S = 30.0
+DEADLINE_S = 90.0
 # Enabled, so that replays go on; with its circuit open, so that nothing is sent.
 OPEN = "UPDATE causeway.webhook SET open_until = now() + interval '1 hour'"
 
