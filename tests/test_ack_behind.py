@@ -11,6 +11,7 @@ from service.client import Event, LeaseLost
 from service.consumer_calls import Call, Hold
 from service.event import cloudevent_json
 from service.received import parse_cloudevent
+from tests.running import WITHIN_S
 from tests.test_client import row
 
 
@@ -72,6 +73,6 @@ async def test_the_end_does_not_wait_for_ever() -> None:
         await asyncio.Event().wait()
         return 0
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WITHIN_S):
         async with AckBehind(last_s=0.05) as acks:
             acks.note(event(1, send))

@@ -20,7 +20,7 @@ from service.errors import (
 )
 from tests.consuming import NAME, held, open_consumers, put
 from tests.logkeeping import Owner
-from tests.running import Database, eventually
+from tests.running import WITHIN_S, Database, eventually
 from tests.stored import fill, open_log
 
 Outcome = tuple[str, int | None]
@@ -168,7 +168,9 @@ async def test_an_unknown_error_ends_the_loop_and_leaves_nobody_waiting(
     waiting.append(asyncio.create_task(acks.ack(Ack(NAME, 2))))  # behind the batch in flight
     await asyncio.sleep(0)
     counting.gate.set()
-    for answer in await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 5):
+    for answer in await asyncio.wait_for(
+        asyncio.gather(*waiting, return_exceptions=True), WITHIN_S
+    ):
         assert isinstance(answer, LogUnavailable)
     with pytest.raises(RuntimeError):
         await run

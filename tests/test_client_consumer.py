@@ -49,7 +49,7 @@ from tests.test_client import (
     stream,
 )
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 RELEASED = "SELECT lease_until <= clock_timestamp() FROM causeway.consumer_shard"
 
 
@@ -322,7 +322,7 @@ async def test_a_standby_is_silent_and_goes_on_from_the_last_acknowledgement(
     service: Running,
 ) -> None:
     await append(service, 4)
-    await call(service.url, STREAM_TOKEN, put_consumer("billing", start="start", lease_s=5))
+    await call(service.url, STREAM_TOKEN, put_consumer("billing", start="start", lease_s=3600))
     holder = subscribe(service.url, STREAM_TOKEN, consumer="billing")
     first = await anext(holder)
     waiting = asyncio.create_task(take(service, 3, consumer="billing"))

@@ -111,7 +111,7 @@ async def test_a_silent_connection_is_given_up_and_resumed() -> None:
     reasons: list[str] = []
     async with far_side(stream(block(1), hold=True), stream(block(2))) as far:
         events = await take(
-            far, 2, idle_s=0.2, on_interruption=lambda it: reasons.append(it.reason)
+            far, 2, idle_s=1.0, on_interruption=lambda it: reasons.append(it.reason)
         )
     assert places(events) == [1, 2]
     assert reasons == ["nothing came for too long"]

@@ -24,7 +24,7 @@ from tests.running import ROOT, STREAM_TOKEN, Running, environment, eventually
 from tests.test_journey import node_client  # noqa: F401 - a fixture
 
 PAGE = (ROOT / "docs" / "clients.md").read_text()
-DEADLINE_S = 30.0
+DEADLINE_S = 90.0
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

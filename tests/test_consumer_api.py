@@ -16,7 +16,7 @@ from tests.consuming import NAME, acknowledge, call, look, make
 from tests.logkeeping import Owner, append_many, id_of, positions, prune, replace_log
 from tests.raw import wire
 from tests.reader import reading
-from tests.running import ADMIN_TOKEN, STREAM_TOKEN, Running, eventually
+from tests.running import ADMIN_TOKEN, STREAM_TOKEN, WITHIN_S, Running, eventually
 
 Start = Callable[..., Awaitable[Running]]
 PATH = f"/consumers/{NAME}"
@@ -569,7 +569,7 @@ async def test_a_place_in_another_history_gets_409(start: Start, owner: Owner) -
     await append_many(first, 4)
     await make(first.url, start=4)
     await replace_log(owner, 2)
-    await first.service.eventlog.append([], timeout_s=5)
+    await first.service.eventlog.append([], timeout_s=30)
     service = await start()
     async with reading(service.url, f"consumer={NAME}") as reader:
         assert (reader.status, (await reader.error())["code"]) == (409, "position_ahead")
@@ -600,7 +600,7 @@ async def test_many_acks_at_once_over_http_all_get_their_answer(service: Running
     await make(service.url)
     async with reading(service.url, f"consumer={NAME}") as reader:
         await reader.events(200)
-    async with httpx2.AsyncClient(headers=service.headers, timeout=20) as client:
+    async with httpx2.AsyncClient(headers=service.headers, timeout=WITHIN_S) as client:
         url = f"{service.url}{PATH}/ack"
         tries = (client.post(url, json={"position": position}) for position in range(1, 201))
         answers = await asyncio.gather(*tries)

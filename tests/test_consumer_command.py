@@ -15,7 +15,7 @@ from tests.bridge import body, post
 from tests.commands import Done, command
 from tests.running import ROOT, STREAM_TOKEN, Running, environment, free_port
 
-DEADLINE_S = 30.0
+DEADLINE_S = 90.0
 
 
 async def consumers(running: Running, *arguments: str) -> Done:

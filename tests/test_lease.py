@@ -14,7 +14,7 @@ from service.metrics import Metrics
 from tests.consuming import NAME, assert_no_event, expire, look, make, open_consumers
 from tests.logkeeping import Owner, append_many, positions
 from tests.reader import reading
-from tests.running import Database, Running, eventually
+from tests.running import WITHIN_S, Database, Running, eventually
 
 LINK = bytes(32)
 Start = Callable[..., Awaitable[Running]]
@@ -147,7 +147,7 @@ async def test_what_was_sent_is_written_down_once_and_soon(
     one = await leases.take(NAME, 0, 1, 3600, lambda: None)
     one.note(6, (6,))
     one.note(8, (8,))
-    await eventually(lambda: scripted.renewals, within_s=20 * FLUSH_S)
+    await eventually(lambda: scripted.renewals)
     assert scripted.renewals == [[(NAME, 0, 7, 8, 0, None)]]
     await asyncio.sleep(3 * FLUSH_S)  # nothing is new, nothing is due
     assert len(scripted.renewals) == 1
@@ -157,13 +157,14 @@ async def test_a_lease_is_renewed_a_few_times_in_its_time(
     leases: Leases, scripted: Scripted
 ) -> None:
     scripted.places = {(NAME, 0, 7): 5}
-    one = await leases.take(NAME, 0, 1, 1, lambda: None)
+    lease_s = 8
     clock = asyncio.get_running_loop().time
     began = clock()
-    while clock() < began + 2.5:
-        assert one.is_good(clock())
-        await asyncio.sleep(0.05)
-    assert 4 <= len(scripted.renewals) <= 2.5 * RENEWALS + 1
+    one = await leases.take(NAME, 0, 1, lease_s, lambda: None)
+    await eventually(lambda: scripted.renewals)
+    assert clock() < began + lease_s, "before its end"
+    assert one.is_good(began + lease_s), "and past it"
+    assert len(scripted.renewals) <= (clock() - began) * RENEWALS / lease_s + 1
 
 
 async def test_a_database_that_is_away_ends_no_lease_but_time_does(
@@ -172,17 +173,17 @@ async def test_a_database_that_is_away_ends_no_lease_but_time_does(
     scripted.places = None
     one = await leases.take(NAME, 0, 1, 1, lambda: None)
     clock = asyncio.get_running_loop().time
-    await eventually(lambda: not one.is_good(clock()), within_s=5)
+    await eventually(lambda: not one.is_good(clock()))
     assert scripted.renewals
     assert not one.is_lost
     scripted.places = {(NAME, 0, 7): 5}
-    await eventually(lambda: one.is_good(clock()), within_s=5)
+    await eventually(lambda: one.is_good(clock()))
 
 
 async def test_a_lease_that_another_has_is_lost(leases: Leases, scripted: Scripted) -> None:
     scripted.places = {}
     one = await leases.take(NAME, 0, 1, 1, lambda: None)
-    await eventually(lambda: one.is_lost, within_s=5)
+    await eventually(lambda: one.is_lost)
 
 
 async def test_giving_back_writes_what_was_sent_first_and_renews_no_more(
@@ -294,7 +295,7 @@ async def test_a_holder_that_finds_its_lease_taken_ends_its_stream(
             await consumers.take(NAME, 0, 1, "process/2")
         await append_many(service, 2)
         cut.clear()
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(WITHIN_S):
             blocks = await reader.rest()
         [shard] = (await look(service.url))["shards"]
     assert not any(block.is_event for block in blocks)
