@@ -304,7 +304,7 @@ async def test_an_application_takes_from_its_consumer_and_can_do_nothing_else(
     async with guarded.client("billing", errors) as client:
         await client.jetstream().consumer_info(STREAM, "billing")
         consumer = await client.jetstream().pull_subscribe_bind("billing", stream=STREAM)
-        messages = await consumer.fetch(5, timeout=5)
+        messages = await consumer.fetch(5, timeout=60)
         assert [message.metadata.sequence.stream for message in messages] == [1, 2, 3, 4, 5]
         for message in messages:
             await message.ack_sync()
@@ -326,7 +326,7 @@ async def test_a_gateway_may_publish_nothing_and_a_stranger_is_not_let_in(guarde
     errors: list[str] = []
     async with guarded.client("gateway", errors) as client:
         await client.publish(f"$JS.FC.{STREAM}.consumer.1")  # flow control: more than a test sends
-        await client.flush(timeout=5)
+        await client.flush(timeout=60)
         assert errors == []
         await _refused(client, errors, "bridge.default.item.created.1")
         await _refused(client, errors, f"$JS.API.STREAM.DELETE.{STREAM}")
@@ -344,6 +344,6 @@ async def _refused(client: Client, errors: list[str], subject: str) -> None:
 
 
 async def _until_refused(client: Client, errors: list[str], subject: str) -> None:
-    await client.flush(timeout=5)
+    await client.flush(timeout=60)
     await eventually(lambda: any(subject.lower() in error for error in errors))
     errors.clear()

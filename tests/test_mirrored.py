@@ -130,7 +130,7 @@ async def test_nats_hands_on_what_was_sent(nats: NatsServer) -> None:
             sent = event(type_.replace("\t", ""), source)
             message = message_of(sent)
             await client.publish(message.subject, message.body, headers=message.headers)
-            got = await heard.next_msg(timeout=5)
+            got = await heard.next_msg(timeout=60)
             assert got.subject == message.subject
             assert event_of(got.headers or {}, got.data) == sent
     finally:

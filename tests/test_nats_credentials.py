@@ -95,7 +95,7 @@ async def test_the_user_of_a_creds_file_is_let_in_and_nobody_with_another_key(
     jwt = trusting.account.claims(user, "mirror", type="user", **NO_LIMITS)
     ours = make_settings(nats_url=trusting.server.url, nats_credentials=creds(jwt, user.seed()))
     async with connected(ours, "a test") as connection:
-        await connection.client.flush(timeout=5)
+        await connection.client.flush(timeout=60)
     text = creds(jwt, Key(USER).seed())
     other = make_settings(nats_url=trusting.server.url, nats_credentials=text)
     with pytest.raises(MirrorUnavailable, match="Authorization Violation"):

