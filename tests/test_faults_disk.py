@@ -21,10 +21,10 @@ from tests.faulty import assert_all_in_log_once, assert_each_once, assert_polite
 from tests.load import under_load
 from tests.logkeeping import sample
 from tests.reader import reading
-from tests.running import Database, Running, eventually, make_settings, running_service
+from tests.running import WITHIN_S, Database, Running, eventually, make_settings, running_service
 
 MEGABYTES = {"data": 200, "wal": 100}
-COMMIT_S = 0.1
+COMMIT_S = 0.3
 SENDERS = 40
 
 
@@ -59,9 +59,9 @@ async def cramped(disk: Disk, request: pytest.FixtureRequest) -> AsyncIterator[E
 async def use_up_wal(postgres: EmbeddedPostgres) -> None:
     """Go from one segment of the write-ahead log to the next, until there is none."""
     with suppress(asyncpg.PostgresError, OSError):
-        connection = await asyncpg.connect(postgres.owner_url, timeout=5)
+        connection = await asyncpg.connect(postgres.owner_url, timeout=WITHIN_S)
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(WITHIN_S):
                 while True:
                     await connection.execute("SELECT pg_logical_emit_message(false, '', '')")
                     await connection.execute("SELECT pg_switch_wal()")
@@ -98,7 +98,7 @@ async def test_a_full_disk_is_503_and_with_room_again_everything_goes_on(
             accepted = len(load.accepted)
             assert disk.free_bytes == 0
             disk.give_back()
-            await eventually(lambda: len(load.accepted) > accepted + 50, within_s=30)
+            await eventually(lambda: len(load.accepted) > accepted + 50)
         keeping.cancel()
         for answer in load.refused:
             assert_polite(answer)
@@ -123,7 +123,7 @@ async def test_slow_commits_cost_time_for_each_batch_and_not_for_each_event(
             # The server takes its settings up a moment after it was told.
             await _until_an_append_takes(running, COMMIT_S)
             async with under_load(running.url, senders=SENDERS) as load:
-                await eventually(lambda: len(load.accepted) >= 3 * SENDERS, within_s=30)
+                await eventually(lambda: len(load.accepted) >= 3 * SENDERS)
         batches = sample(running, "append_batch_events_count")
         assert sample(running, "append_batch_events_sum") > 5 * batches
         assert load.refused == []
@@ -132,7 +132,7 @@ async def test_slow_commits_cost_time_for_each_batch_and_not_for_each_event(
 
 
 async def _until_an_append_takes(running: Running, seconds: float) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN_S):
         while True:
             began = time.monotonic()
             assert (await post(running.url, body())).status_code == 200

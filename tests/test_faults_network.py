@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 
 import httpx2
 import pytest
@@ -20,9 +19,9 @@ from tests.faulty import (
     wait_for_ready,
 )
 from tests.load import under_load
-from tests.logkeeping import Owner, append_large, sample
+from tests.logkeeping import Owner, append_large, impatient, sample
 from tests.reader import reading
-from tests.running import Database, eventually, make_settings, running_service
+from tests.running import WITHIN_S, Database, eventually, make_settings, running_service
 
 SENDERS = 60
 
@@ -33,12 +32,13 @@ async def test_a_webhook_whose_answer_was_lost_after_the_commit_finds_its_own_ev
 ) -> None:
     monkeypatch.setattr(db, "CANCEL_TIMEOUT_S", 0.3)
     async with (
-        behind_proxy(database, append_timeout_s=0.5) as (running, proxy),
+        behind_proxy(database) as (running, proxy),
         running_service(make_settings(), by(proxy, database)) as other,
     ):
         cut = proxy.lose_answer("append_events", is_silent=is_silent)
         first, second = body(), body()
-        assert_polite(await post(running.url, first), "log_unavailable")
+        with impatient(running, 1.5):
+            assert_polite(await post(running.url, first), "log_unavailable")
         assert cut.done.is_set()
         assert await owner.fetchval("SELECT count(*) FROM causeway.event") == 1
         for payload, position in ((first, "1"), (second, "2"), (first, "1")):
@@ -73,7 +73,7 @@ async def test_lost_answers_under_load_on_two_replicas_lose_and_double_nothing(
         async with under_load(running.url) as load, under_load(other.url) as beside:
             for _ in range(10):
                 cut = proxy.lose_answer("append_events")
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(WITHIN_S):
                     await cut.done.wait()
         for answer in load.refused + beside.refused:
             assert_polite(answer)
@@ -84,10 +84,14 @@ async def test_lost_answers_under_load_on_two_replicas_lose_and_double_nothing(
         await assert_each_once(second, len(load.accepted))
 
 
+@pytest.mark.parametrize("check_s", [3600.0, 1.0], ids=["unseen", "seen"])
 async def test_a_deaf_listen_connection_costs_the_poll_and_is_made_anew(
-    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    check_s: float,
 ) -> None:
-    monkeypatch.setattr(listen, "CHECK_S", 1.0)
+    monkeypatch.setattr(listen, "CHECK_S", check_s)
     caplog.set_level(logging.WARNING, "causeway.listen")
     async with (
         behind_proxy(database, poll_s=0.5) as (running, proxy),
@@ -98,9 +102,9 @@ async def test_a_deaf_listen_connection_costs_the_poll_and_is_made_anew(
         assert proxy.freeze(is_listening) == 1
         for position in range(1, 6):
             assert (await post(running.url, body())).status_code == 200
-            began = time.monotonic()
-            assert (await reader.event(5)).position == position
-            assert time.monotonic() - began < 2.5  # the poll, on a busy machine
+            assert (await reader.event()).position == position
+        if check_s > WITHIN_S:  # it was the poll that brought them
+            return
         await eventually(
             lambda: any(is_listening(link) and link is not deaf for link in proxy.links)
         )
@@ -115,23 +119,21 @@ async def test_a_stalled_way_to_postgres_gets_503_in_time_and_mends_by_itself(
     monkeypatch.setattr(app_module, "STALE_READ_S", 0.5)
     monkeypatch.setattr(db, "CONNECT_TIMEOUT_S", 1.0)
     monkeypatch.setattr(db, "CANCEL_TIMEOUT_S", 0.5)
-    settings = {"append_timeout_s": 0.5, "append_queue_events": 20}
     async with (
-        behind_proxy(database, **settings) as (running, proxy),
+        behind_proxy(database, append_queue_events=20) as (running, proxy),
         reading(running.url, "from=start") as reader,
     ):
         async with under_load(running.url, senders=SENDERS) as load:
             await eventually(lambda: len(load.accepted) > 100)
-            proxy.stall()
-            await wait_for_ready(running, 503)
-            refused = len(load.refused)
-            began = time.monotonic()
-            await eventually(lambda: len(load.refused) > refused + 2 * SENDERS)
-            assert time.monotonic() - began < 5
-            assert sample(running, "append_queue_events") <= 20
+            with impatient(running, 0.5):
+                proxy.stall()
+                await wait_for_ready(running, 503)
+                refused = len(load.refused)
+                await eventually(lambda: len(load.refused) > refused + 2 * SENDERS)
+                assert sample(running, "append_queue_events") <= 20
             accepted = len(load.accepted)
             await proxy.heal()
-            await eventually(lambda: len(load.accepted) > accepted + 100, within_s=20)
+            await eventually(lambda: len(load.accepted) > accepted + 100)
         await wait_for_ready(running, 200)
         codes = {answer.json()["error"]["code"] for answer in load.refused}
         assert codes == {"log_unavailable", "overloaded"}
@@ -150,15 +152,10 @@ async def test_a_slow_network_costs_time_for_each_batch_and_not_for_each_event(
         behind_proxy(database) as (running, proxy),
         reading(running.url, "from=start") as reader,
     ):
-        proxy.latency_s = 0.025  # 50 ms there and back
+        proxy.latency_s = 0.2  # 400 ms there and back: one by one they would take two minutes
         async with under_load(running.url, senders=SENDERS) as load:
-            await eventually(lambda: load.accepted)
-            began = time.monotonic()
-            await eventually(lambda: len(load.accepted) >= 5 * SENDERS, within_s=20)
-            took_s = time.monotonic() - began
-        # One by one it would be 20 a second at the most.
-        assert 5 * SENDERS / took_s > 100
-        assert sample(running, "append_batch_events_sum") > 10 * sample(
+            await eventually(lambda: len(load.accepted) >= 5 * SENDERS)
+        assert sample(running, "append_batch_events_sum") > 5 * sample(
             running, "append_batch_events_count"
         )
         await proxy.heal()

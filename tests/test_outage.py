@@ -22,7 +22,7 @@ from tests.bridge import body, post
 from tests.load import Load, under_load
 from tests.logkeeping import SMALL_BYTES, STALLING_EVENTS, Owner, sample, stall
 from tests.reader import Reader, reading
-from tests.running import Database, Running, eventually, make_settings, running_service
+from tests.running import WITHIN_S, Database, Running, eventually, make_settings, running_service
 
 Start = Callable[..., Awaitable[Running]]
 APPEND_LOCK = "hashtext('causeway'), hashtext('append_events')"
@@ -56,7 +56,7 @@ async def assert_each_once(reader: Reader, head: int) -> None:
 
 
 async def wait_for_ready(running: Running, status: int) -> None:
-    async with asyncio.timeout(30), httpx2.AsyncClient() as client:
+    async with asyncio.timeout(WITHIN_S), httpx2.AsyncClient() as client:
         while (await client.get(f"{running.url}/readyz")).status_code != status:
             await asyncio.sleep(0.02)
 
@@ -105,7 +105,7 @@ async def test_postgres_goes_and_comes_back_under_load(
                 assert int(late.headers["retry-after"]) > 0
             accepted = len(load.accepted)
             await asyncio.to_thread(own_postgres.start)
-            await eventually(lambda: len(load.accepted) > accepted + 50, within_s=30)
+            await eventually(lambda: len(load.accepted) > accepted + 50)
         await wait_for_ready(running, 200)
         assert_polite(load)
         await assert_each_once(live, len(load.accepted))
@@ -196,7 +196,7 @@ async def test_a_session_killed_in_the_middle_of_an_append_gets_503_and_the_retr
     async with owner.transaction():
         await owner.execute(f"SELECT pg_advisory_xact_lock({APPEND_LOCK})")
         posting = asyncio.create_task(post(running.url, payload))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WITHIN_S):
             while not await owner.fetchval(
                 "SELECT bool_or(pg_terminate_backend(pid)) FROM pg_locks "
                 "WHERE locktype = 'advisory' AND NOT granted"

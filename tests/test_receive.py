@@ -25,6 +25,7 @@ from service.receive import ReceiveWebhook
 from service.signature import HEADER, sign
 from service.sources import Sources
 from tests.bridge import TEST_EVENT, body, post
+from tests.logkeeping import impatient
 from tests.raw import WEBHOOKS, Gate, webhook_call, webhook_head, wire
 from tests.running import (
     PREVIOUS_SECRET,
@@ -456,10 +457,11 @@ async def test_a_queue_full_of_bytes_gets_503(start: Start, database: Database) 
 async def test_a_commit_that_takes_too_long_gets_503_and_a_retry_finds_its_place(
     start: Start, database: Database
 ) -> None:
-    running = await start(append_timeout_s=0.3)
+    running = await start()
     payload = body()
     async with append_lock(database):
-        answer = await post(running.url, payload)
+        with impatient(running):
+            answer = await post(running.url, payload)
     assert (answer.status_code, error(answer)["code"]) == (503, "log_unavailable")
     assert int(answer.headers["retry-after"]) > 0
     assert received(running, "log_unavailable") == 1
@@ -490,15 +492,16 @@ async def test_without_postgres_it_is_503_until_postgres_is_back(
 async def test_a_connection_lives_on_after_answers_to_bodies_that_were_read(
     start: Start, database: Database
 ) -> None:
-    running = await start(append_timeout_s=0.2)
+    running = await start()
     async with wire(running.url) as it:
         for payload, status in ((body(), 200), (b"[]", 400), (body(), 200)):
             await it.send(webhook_call(payload))
             answer = await it.answer()
             assert (answer.status, "connection" in answer.headers) == (status, False)
         async with append_lock(database):
-            await it.send(webhook_call(body()))
-            assert (await it.answer()).status == 503
+            with impatient(running):
+                await it.send(webhook_call(body()))
+                assert (await it.answer()).status == 503
         await it.send(webhook_call(body()))
         assert (await it.answer()).status == 200
 

@@ -77,7 +77,7 @@ async def test_old_and_new_serve_one_log_while_it_is_migrated(
     with service_process(old_env, tmp_path / "old.log", root=old_root) as old:
         async with under_load(old.url, senders=4) as before, asyncio.TaskGroup() as group:
             readers = [group.create_task(follow(old.url, by_old))]
-            await eventually(lambda: len(before.accepted) > 100, within_s=30)
+            await eventually(lambda: len(before.accepted) > 100)
             applied = await migrate(old_database.owner_dsn)
             assert applied == [step.name for step in migrations()[OLD:]]
             with service_process(environment(**env), tmp_path / "new.log") as new:
@@ -92,7 +92,7 @@ async def test_old_and_new_serve_one_log_while_it_is_migrated(
                 async with open_log(old_database) as log:
                     stored = await _settled(log, before, after)
                 total = list(range(1, len(stored) + 1))
-                await eventually(lambda: by_old == total and by_new == total, within_s=30)
+                await eventually(lambda: by_old == total and by_new == total)
                 for reader in readers:
                     reader.cancel()
                 assert not (before.refused or after.refused or before.lost or after.lost)
@@ -103,7 +103,7 @@ async def test_old_and_new_serve_one_log_while_it_is_migrated(
 async def _settled(log: EventLog, *loads: Load) -> list[int]:
     """Return the positions once all that was sent has its answer; each event is there once."""
     sent = [payload for load in loads for payload in load.sent]
-    await eventually(lambda: sum(len(it.accepted) for it in loads) == len(sent), within_s=30)
+    await eventually(lambda: sum(len(it.accepted) for it in loads) == len(sent))
     events = await read_all(log)
     assert sorted(event.body for event in events) == sorted(sent)
     assert (await audit(log, lambda _done, _total: None)).events == len(sent)

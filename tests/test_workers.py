@@ -22,7 +22,15 @@ from tests.commands import command
 from tests.conftest import need_program
 from tests.load import under_load
 from tests.reader import Block, Reader, follow, reading
-from tests.running import Database, Process, environment, eventually, service_process
+from tests.running import (
+    START_S,
+    WITHIN_S,
+    Database,
+    Process,
+    environment,
+    eventually,
+    service_process,
+)
 
 WORKERS = ("--workers", "2")
 
@@ -44,7 +52,7 @@ def is_running(pid: int) -> bool:
 
 
 async def all_listening(process: Process, count: int = 2) -> None:
-    await eventually(lambda: len(logged(process, "listening")) >= count, within_s=30)
+    await eventually(lambda: len(logged(process, "listening")) >= count)
 
 
 @pytest.fixture
@@ -106,7 +114,7 @@ async def test_promtool_finds_nothing_wrong_with_the_metrics_of_workers(workers:
         input=await scrape(workers),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=START_S,
         check=False,
     )
     complaints = (done.stdout + done.stderr).splitlines()
@@ -122,7 +130,7 @@ async def test_workers_killed_under_load_lose_nothing_that_was_answered_200(
         reader = group.create_task(follow(workers.url, seen))
         for number in (0, 1, 0):
             goal = len(load.accepted) + 100
-            await eventually(lambda goal=goal: len(load.accepted) >= goal, within_s=30)
+            await eventually(lambda goal=goal: len(load.accepted) >= goal)
             killed = pids(workers)[number]
             os.kill(killed, signal.SIGKILL)
             await eventually(lambda n=number, pid=killed: pids(workers)[n] != pid)
@@ -162,7 +170,7 @@ async def test_sigterm_ends_the_streams_of_all_workers_in_order(workers: Process
         rests = [asyncio.create_task(reader.rest()) for reader in readers]
         workers.popen.send_signal(signal.SIGTERM)
         ended = await asyncio.gather(*rests)
-        assert await asyncio.to_thread(workers.popen.wait, 15) == 0
+        assert await asyncio.to_thread(workers.popen.wait, WITHIN_S) == 0
     finally:
         for one in stack[: len(readers)]:
             await one.__aexit__(None, None, None)
@@ -177,7 +185,7 @@ async def test_workers_whose_parent_was_killed_stop_by_themselves(
         await all_listening(process)
         running = pids(process).values()
         process.kill()
-        await eventually(lambda: not any(map(is_running, running)), within_s=15)
+        await eventually(lambda: not any(map(is_running, running)))
 
 
 async def test_workers_that_keep_dying_end_the_process_which_says_so(
@@ -186,7 +194,7 @@ async def test_workers_that_keep_dying_end_the_process_which_says_so(
     env = environment(DATABASE_URL=database.service_dsn, CAUSEWAY_DRAIN_S="0.2")
     with service_process(env, tmp_path / "log", *WORKERS) as process:
         killed: set[int] = set()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(WITHIN_S):
             while process.popen.poll() is None:
                 pid = pids(process)[1]
                 if pid not in killed:
@@ -246,7 +254,7 @@ async def test_the_embedded_postgres_is_the_parents_and_comes_back_under_its_wor
             assert server is not None
             os.kill(server, signal.SIGKILL)
             goal = len(load.accepted) + 100
-            await eventually(lambda: len(load.accepted) >= goal, within_s=30)
+            await eventually(lambda: len(load.accepted) >= goal)
         seen: list[Block] = []
         await follow(process.url, seen, until=len(load.accepted))
         assert process.terminate() == 0
