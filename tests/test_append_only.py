@@ -42,7 +42,7 @@ async def log(owner: Connection) -> EventLog:
     """A log of EVENTS events in three partitions, seen by its owner, who is a superuser."""
     await divide(owner, PARTITION)
     eventlog = EventLog(owner)
-    await eventlog.append([new_event() for _ in range(EVENTS)], timeout_s=10)
+    await eventlog.append([new_event() for _ in range(EVENTS)], timeout_s=30)
     return eventlog
 
 
@@ -174,7 +174,7 @@ async def test_a_table_of_the_same_name_does_not_lead_an_append_astray(
     for name in ("event", "digest", "log", "event_partition"):
         await service.execute(f"CREATE TEMP TABLE {name} (LIKE causeway.{name})")
     await service.execute("SET search_path = pg_temp, causeway")
-    (appended,) = await EventLog(service).append([new_event()], timeout_s=10)
+    (appended,) = await EventLog(service).append([new_event()], timeout_s=30)
     assert appended.position == EVENTS + 1
     assert (await prove(log)).events == EVENTS + 1
 

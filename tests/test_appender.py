@@ -18,7 +18,7 @@ from service.event import NewEvent
 from service.eventlog import Appended
 from service.metrics import Metrics
 from tests.bridge import new_event
-from tests.running import Database, eventually
+from tests.running import WITHIN_S, Database, eventually
 from tests.stored import open_log, read_all
 
 
@@ -99,7 +99,7 @@ def sizes(log: Log) -> list[int]:
 
 async def outcome(task: "asyncio.Task[Appended]") -> object:
     """Return where the event stands, or the error that its caller got."""
-    [result] = await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 5)
+    [result] = await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), WITHIN_S)
     return result.position if isinstance(result, Appended) else result
 
 
@@ -160,7 +160,7 @@ async def test_a_full_queue_refuses_at_once_and_takes_again_later() -> None:
         await running.in_flight()
         waiting = await running.appends(3)
         with pytest.raises(Overloaded):
-            await asyncio.wait_for(running.appender.append(new_event()), 1)
+            await asyncio.wait_for(running.appender.append(new_event()), WITHIN_S)
         running.log.gate.set()
         await asyncio.gather(*waiting)
         assert await running.appender.append(new_event()) == Appended(5, False)
@@ -173,7 +173,7 @@ async def test_a_queue_full_of_bytes_refuses_at_once_and_takes_again_later() -> 
         waiting = [running.append(big), running.append(big)]
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
-            await asyncio.wait_for(running.appender.append(big), 1)
+            await asyncio.wait_for(running.appender.append(big), WITHIN_S)
         small = running.append(replace(big, body=b"x" * 200))
         running.log.gate.set()
         assert [await outcome(task) for task in (*waiting, small)] == [2, 3, 4]
@@ -256,7 +256,7 @@ async def test_cancelling_the_loop_fails_all_that_wait() -> None:
         running.loop.cancel()
         results = [await outcome(task) for task in tasks]
         assert all(isinstance(result, LogUnavailable) for result in results), results
-        await asyncio.wait_for(running.appender.drained(), 1)
+        await asyncio.wait_for(running.appender.drained(), WITHIN_S)
 
 
 async def test_a_loop_that_is_started_again_takes_what_comes_then() -> None:
@@ -274,14 +274,14 @@ async def test_a_loop_that_is_started_again_takes_what_comes_then() -> None:
 
 async def test_drained_returns_when_nothing_waits_and_nothing_is_in_flight() -> None:
     async with appending(batch_events=1) as running:
-        await asyncio.wait_for(running.appender.drained(), 1)
+        await asyncio.wait_for(running.appender.drained(), WITHIN_S)
         tasks = [await running.in_flight(), *await running.appends(3)]
         drained = asyncio.create_task(running.appender.drained())
         for _ in range(10):
             await asyncio.sleep(0)
         assert not drained.done()
         running.log.gate.set()
-        await asyncio.wait_for(drained, 5)
+        await asyncio.wait_for(drained, WITHIN_S)
         assert all(task.done() for task in tasks)
 
 
@@ -297,7 +297,7 @@ async def test_drained_sleeps_while_the_commit_of_callers_that_have_gone_is_in_f
         assert not slept_on.done(), "it was woken for nothing, and would be again and again"
         drained.close()
         running.log.gate.set()
-        await asyncio.wait_for(running.appender.drained(), 5)
+        await asyncio.wait_for(running.appender.drained(), WITHIN_S)
         assert len(running.log.stored) == 1
 
 
@@ -319,7 +319,7 @@ async def test_the_queue_and_the_batches_are_measured() -> None:
 async def test_a_poison_event_is_found_by_the_real_log(database: Database) -> None:
     async with open_log(database) as log:
         appender = Appender(
-            partial(log.append, timeout_s=10),
+            partial(log.append, timeout_s=30),
             Metrics(),
             max_events=100,
             max_bytes=10**6,

@@ -25,9 +25,9 @@ async def log(owner: Connection) -> EventLog:
     eventlog = EventLog(owner)
     now = datetime.now(UTC)
     extremes = b'{"type":"x","timestamp":1e11,"content":{"item_id":-9223372036854775808}}'
-    await eventlog.append([new_event("ITEM_CREATED"), new_event(), new_event()], timeout_s=10)
-    await eventlog.append([parse_event(TEST_EVENT, "retail", now)] * 2, timeout_s=10)
-    await eventlog.append([parse_event(extremes, "default", now)], timeout_s=10)
+    await eventlog.append([new_event("ITEM_CREATED"), new_event(), new_event()], timeout_s=30)
+    await eventlog.append([parse_event(TEST_EVENT, "retail", now)] * 2, timeout_s=30)
+    await eventlog.append([parse_event(extremes, "default", now)], timeout_s=30)
     await owner.execute("ALTER TABLE causeway.event DISABLE TRIGGER ALL")
     return eventlog
 
@@ -68,7 +68,7 @@ async def test_events_that_arrive_meanwhile_do_no_harm(
 
     async def bounds_then_append() -> object:
         found = await bounds()
-        await log.append([new_event(), new_event(), new_event()], timeout_s=10)
+        await log.append([new_event(), new_event(), new_event()], timeout_s=30)
         return found
 
     monkeypatch.setattr(log, "bounds", bounds_then_append)
@@ -188,7 +188,7 @@ async def test_the_command_prints_a_checkpoint_that_a_later_one_can_be_held_agai
     assert (first.code, first.err) == (0, "")
     assert f"{EVENTS} events are as they were appended" in first.out
     checkpoint = first.out.split()[-1]
-    await log.append([new_event()], timeout_s=10)
+    await log.append([new_event()], timeout_s=30)
     later = await run(database, "--checkpoint", checkpoint)
     assert (later.code, later.err) == (0, "")
 
@@ -198,7 +198,7 @@ async def test_the_command_prints_a_checkpoint_that_a_later_one_can_be_held_agai
     assert cut.code == 0
     assert (held.code, held.out) == (1, "")
     assert f"never got to {EVENTS}" in held.err
-    await log.append([new_event()], timeout_s=10)
+    await log.append([new_event()], timeout_s=30)
     rewritten, held = await asyncio.gather(run(database), run(database, "--checkpoint", checkpoint))
     assert rewritten.code == 0
     assert (held.code, held.out) == (1, "")

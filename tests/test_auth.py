@@ -20,6 +20,7 @@ from tests.raw import Gate
 from tests.running import (
     ADMIN_TOKEN,
     STREAM_TOKEN,
+    WITHIN_S,
     Database,
     Running,
     eventually,
@@ -206,7 +207,7 @@ async def test_the_last_use_is_written_now_and_then(
     assert [it.last_used_at for it in await tokens.all()] == [None, None]
     loop = asyncio.create_task(tokens.touch())
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WITHIN_S):
             while (await tokens.all())[1].last_used_at is None:
                 await asyncio.sleep(0.01)
         assert (await tokens.all())[0].last_used_at is None
@@ -234,7 +235,7 @@ async def test_a_last_use_waits_for_a_database_that_is_away(
         loop = asyncio.create_task(cut_off.touch())
         await eventually(lambda: caplog.text.count("last use of tokens not written") > 2)
         await gate.open()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WITHIN_S):
             while (await tokens.all())[0].last_used_at is None:
                 await asyncio.sleep(0.01)
         loop.cancel()
@@ -308,7 +309,7 @@ async def test_revoking_ends_open_streams_of_that_token_only(
     others = [asyncio.create_task(_read_to_the_end(running, it)) for it in (theirs, STREAM_TOKEN)]
     await eventually(lambda: len(running.service.hub) == 3)
     await tokens.revoke("mine")
-    assert "stream.closing" in await asyncio.wait_for(ended, 10)
+    assert "stream.closing" in await asyncio.wait_for(ended, WITHIN_S)
     assert not any(task.done() for task in others)
     reason = {"reason": "token"}
     name = "causeway_stream_closed_total"
@@ -321,5 +322,5 @@ async def test_revoking_ends_open_streams_of_that_token_only(
 
 async def _read_to_the_end(running: Running, token: str) -> str:
     headers = {"authorization": f"Bearer {token}"}
-    async with httpx2.AsyncClient(headers=headers, timeout=30) as client:
+    async with httpx2.AsyncClient(headers=headers, timeout=WITHIN_S) as client:
         return (await client.get(f"{running.url}/stream?control=1")).text

@@ -169,7 +169,7 @@ def pgrep() -> str:
 async def short_run(*chosen: Fault) -> Outcome:
     steps = [Step((Planned(fault.name, fault.hold_s[0], 0, 0.5),)) for fault in chosen]
     faults = {fault.name: fault for fault in chosen}
-    return await run(SEED, steps, faults, per_s=PER_S, within_s=60, tell=show)
+    return await run(SEED, steps, faults, per_s=PER_S, within_s=120, tell=show)
 
 
 @pytest.mark.usefixtures("pgrep")
@@ -206,7 +206,7 @@ def test_an_interrupted_run_ends_everything_that_it_started() -> None:
         family = descendants(process.pid)
         assert len(family) > 5  # replicas, workers, Postgres, the receiver
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        assert process.wait(120) == 130
     left = subprocess.run(
         ["ps", "-o", "pid=,stat=,command=", "-p", ",".join(map(str, family))],
         capture_output=True,

@@ -27,6 +27,7 @@ from tests.running import (
     ADMIN_TOKEN,
     SECRET,
     STREAM_TOKEN,
+    WITHIN_S,
     Database,
     Running,
     environment,
@@ -326,7 +327,7 @@ async def client(database: Database, tmp_path: Path) -> AsyncIterator[httpx2.Asy
     env = environment(DATABASE_URL=database.service_dsn, CAUSEWAY_SECRET_KEY=KEY)
     with service_process(env, tmp_path / "log") as process:
         await post(process.url, body())
-        async with httpx2.AsyncClient(base_url=process.url, timeout=20) as it:
+        async with httpx2.AsyncClient(base_url=process.url, timeout=WITHIN_S) as it:
             yield it
 
 

@@ -109,8 +109,8 @@ async def test_the_lines_to_paste_work() -> None:
 
 
 async def paste(line: str) -> str:
-    """Run a line in a shell; the stream, which never ends, for two seconds."""
-    line = line.replace("curl -N", "curl --max-time 2 -N").replace("curl ", "curl -s ")
+    """Run a line in a shell; the stream, which never ends, for five seconds."""
+    line = line.replace("curl -N", "curl --max-time 5 -N").replace("curl ", "curl -s ")
     shell = await asyncio.create_subprocess_shell(line, stdout=asyncio.subprocess.PIPE)
     shown, _ = await shell.communicate()
     return shown.decode()
@@ -127,7 +127,7 @@ async def test_a_service_that_does_not_start_shows_its_last_log_lines(
     monkeypatch: pytest.MonkeyPatch, script: str, how: str
 ) -> None:
     monkeypatch.setattr(demo, "SERVE", (sys.executable, "-c", script))
-    monkeypatch.setattr(demo, "START_S", 2.0)
+    monkeypatch.setattr(demo, "START_S", 4.0 if how == "was not ready" else 60.0)
     before = folders()
     with pytest.raises(CausewayError, match=f"the service {how}.*\nno luck today"):
         await demo.run(demo.Wishes(), asyncio.Event(), Console(file=io.StringIO()))

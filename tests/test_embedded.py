@@ -94,7 +94,7 @@ def _until(condition: Callable[[], bool]) -> None:
 
 
 async def _execute(url: str, sql: str, *values: object) -> object:
-    connection = await asyncpg.connect(url, timeout=10)
+    connection = await asyncpg.connect(url, timeout=DEADLINE_S)
     try:
         return await connection.fetchval(sql, *values)
     finally:
@@ -273,7 +273,7 @@ def test_interrupt_from_the_terminal_leaves_the_server_alive(
 ) -> None:
     service = serve()
     os.killpg(service.pid, signal.SIGINT)
-    service.wait(30)
+    service.wait(DEADLINE_S)
     assert _ask(EmbeddedPostgres(data_dir), "SELECT 1") == 1
 
 

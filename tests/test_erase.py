@@ -26,7 +26,7 @@ from tests.partitioned import divide
 from tests.receiver import Receiver
 from tests.relayed import deliver, make_webhook
 from tests.relaying import RELAY, add_to, settled
-from tests.running import STREAM_TOKEN, Database, Running, eventually
+from tests.running import STREAM_TOKEN, WITHIN_S, Database, Running, eventually
 from tests.stored import append, open_log, positions, read_all, received
 
 OTHER = "11111111-2222-4333-8444-555555555555"
@@ -279,12 +279,12 @@ async def test_an_open_stream_reads_on_through_tombstones(start: Start, erasures
     reading = asyncio.create_task(read())
     try:
         await append_to(running, *six())
-        assert [await asyncio.wait_for(seen.get(), 10) for _ in range(6)] == [
+        assert [await asyncio.wait_for(seen.get(), WITHIN_S) for _ in range(6)] == [
             (n, False) for n in range(1, 7)
         ]
         await erase(erasures)
         await append_to(running, new_event(user_uuid=OTHER))
-        assert await asyncio.wait_for(seen.get(), 10) == (7, False)
+        assert await asyncio.wait_for(seen.get(), WITHIN_S) == (7, False)
     finally:
         reading.cancel()
 
@@ -308,7 +308,7 @@ async def test_what_comes_into_the_window_after_its_erasure_is_let_go_too(
         return events
 
     tail._eventlog.read_after = read_late  # type: ignore[method-assign,assignment]
-    await log.append(six(), timeout_s=10)
+    await log.append(six(), timeout_s=30)
     await eventually(
         lambda: (
             window.position == 6
@@ -361,7 +361,7 @@ async def test_deleted_users_are_erased_after_the_delay(
         loop = asyncio.create_task(erase_deleted_users(erasures, 7 * 86400, every_s=0.05))
         try:
             place = "SELECT position FROM causeway.erasure_place"
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(WITHIN_S):
                 while await owner.fetchval(place) < 6:
                     await asyncio.sleep(0.02)
         finally:
@@ -391,7 +391,7 @@ async def test_a_service_erases_by_itself_only_if_told_to(start: Start, owner: C
         assert answer.status_code == 200
         names = running.service.supervisor._tasks
         assert ("erase" in names) is told
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN_S):
         while not await owner.fetchval("SELECT count(*) FROM causeway.erased"):
             await asyncio.sleep(0.02)
 

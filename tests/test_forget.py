@@ -12,7 +12,7 @@ from service.errors import LogUnavailable
 from service.eventlog import EventLog
 from service.forget import forget_digests, forget_once
 from tests.bridge import new_event
-from tests.running import Database, eventually
+from tests.running import WITHIN_S, Database, eventually
 from tests.stored import append, open_log, read_all, received
 
 DAY = timedelta(days=1)
@@ -78,7 +78,7 @@ async def test_an_older_event_that_came_after_a_younger_one_is_kept_with_it(
 
 
 async def wait_until_kept(owner: Connection, positions: list[int]) -> None:
-    deadline = asyncio.get_running_loop().time() + 10
+    deadline = asyncio.get_running_loop().time() + WITHIN_S
     while await kept(owner) != positions:
         assert asyncio.get_running_loop().time() < deadline, await kept(owner)
         await asyncio.sleep(0.01)

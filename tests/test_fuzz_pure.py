@@ -48,9 +48,9 @@ def bent(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
 def test_any_bytes_are_taken_or_refused(name: str) -> None:
     @given(st.binary(max_size=200) | bent(SEEDS[name]))
     def feed(data: bytes) -> None:
-        began = time.monotonic()
+        began = time.process_time()
         TARGETS[name](data)
-        assert time.monotonic() - began < INPUT_S
+        assert time.process_time() - began < INPUT_S
 
     feed()
 
@@ -64,6 +64,6 @@ def test_what_was_found_once_is_mended(name: str, data: bytes) -> None:
 def test_much_of_a_thing_takes_no_more_than_its_size(name: str) -> None:
     for seed in SEEDS[name]:
         for piece in (seed, b"[", b"&a=", b",", b"v1=,", b".", b"a", b'{"a":', b"\0a=b"):
-            began = time.monotonic()
+            began = time.process_time()
             TARGETS[name](piece * (256 * 1024 // len(piece)))
-            assert time.monotonic() - began < INPUT_S, (name, piece)
+            assert time.process_time() - began < INPUT_S, (name, piece)

@@ -20,7 +20,7 @@ from tests.bridge import body, post
 from tests.building import Buildah, bootstrap
 from tests.conftest import need_program
 from tests.freezing import freezable
-from tests.running import SECRET, STREAM_TOKEN, Database, free_port
+from tests.running import SECRET, STREAM_TOKEN, WITHIN_S, Database, free_port
 
 IMAGE, AGAIN, BASE = "localhost/causeway", "localhost/causeway-again", "localhost/base"
 USER = "10001:10001"
@@ -141,9 +141,9 @@ async def test_it_serves_as_its_user_and_commits_a_webhook(
             assert (answer.status_code, answer.headers["causeway-position"]) == (200, "1")
             probe = [part.replace(":8000", f":{port}") for part in health]
             checked = await asyncio.create_subprocess_exec(*run, *probe)
-            assert await asyncio.wait_for(checked.wait(), 30) == 0
+            assert await asyncio.wait_for(checked.wait(), WITHIN_S) == 0
             os.kill(_service_of(popen.pid), signal.SIGTERM)  # buildah itself would only be killed
-            assert await asyncio.to_thread(popen.wait, 30) == 0, log.read_text()
+            assert await asyncio.to_thread(popen.wait, WITHIN_S) == 0, log.read_text()
             assert '"stopped"' in log.read_text()
         finally:
             popen.kill()
@@ -162,7 +162,7 @@ async def _until_ready(url: str, popen: "subprocess.Popen[bytes]", log: Path) ->
         while not await asyncio.to_thread(is_ready):
             await asyncio.sleep(0.05)
 
-    await asyncio.wait_for(poll(), 60)
+    await asyncio.wait_for(poll(), 120)
 
 
 def _service_of(pid: int) -> int:

@@ -23,7 +23,7 @@ from tests.conftest import need_program
 from tests.freezing import freezable
 from tests.k8s import ROOT, Manifest, one, pod_spec
 from tests.k8s import trial as trial  # fixture
-from tests.running import SECRET, STREAM_TOKEN, Database, free_port
+from tests.running import SECRET, STREAM_TOKEN, WITHIN_S, Database, free_port
 
 VALUES = {
     "bridge-webhook-secret": SECRET,
@@ -109,7 +109,7 @@ async def until(
     container: Manifest, name: str, url: str, popen: "subprocess.Popen[bytes]", log: Path
 ) -> None:
     """Return when a probe succeeds; fail the test if the process ends before."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(WITHIN_S):
         while not await probe(container, name, url):
             assert popen.poll() is None, log.read_text()[-2000:]
             await asyncio.sleep(0.05)

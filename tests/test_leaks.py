@@ -29,7 +29,7 @@ SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_databa
 # Values that an answer or a cache of a fixed size may hold a little longer: what lives on is asked.
 SESSIONS_MAX = 8 + 3 + 3 + 1  # readers, append and tail and LISTEN, relay, and the one that asks
 CALLBACKS_MAX = 10
-WITHIN_S = 20.0
+WITHIN_S = 60.0
 LIVING = ("hub", "lease", "turn", "window", "writer", "callback_connection", "webhook", "relay")
 
 

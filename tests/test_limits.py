@@ -23,6 +23,7 @@ from tests.bridge import USER, body
 from tests.reader import Ended, reading
 from tests.running import (
     ADMIN_TOKEN,
+    WITHIN_S,
     Database,
     Process,
     Running,
@@ -94,7 +95,7 @@ class World:
 
     async def append(self, events: Iterable[Sent]) -> None:
         made = list(events)
-        appended = await EventLog(self.owner).append([it.new() for it in made], timeout_s=10)
+        appended = await EventLog(self.owner).append([it.new() for it in made], timeout_s=30)
         self.sent |= {one.position: it for one, it in zip(appended, made, strict=True)}
 
     async def token(self, limits: Filter) -> str:
@@ -251,9 +252,9 @@ async def test_a_consumer_that_is_widened_shows_a_limited_holder_nothing_more(
             await reader.block()
             assert (await client.put(url, json={"filter": {}})).status_code == 200
             sent = [it for it in one_of_each() if it.source == "default"]
-            await EventLog(owner).append([it.new() for it in sent], timeout_s=10)
+            await EventLog(owner).append([it.new() for it in sent], timeout_s=30)
             with pytest.raises(Ended):
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(WITHIN_S):
                     while True:
                         await reader.block()
             assert not [block for block in reader.seen if block.is_event]

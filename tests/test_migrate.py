@@ -84,7 +84,7 @@ async def test_each_log_has_an_id_of_its_own(
         assert (await one.bounds()).log_id != (await other.bounds()).log_id
         event = new_event()
         for log in (one, other):
-            await log.append([event], timeout_s=10)
+            await log.append([event], timeout_s=30)
         assert (await one.bounds()).head_link != (await other.bounds()).head_link
 
 

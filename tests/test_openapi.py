@@ -33,7 +33,7 @@ from tests.described import (
 from tests.logkeeping import Owner
 from tests.relayed import deliver
 from tests.relaying import RELAY
-from tests.running import ADMIN_TOKEN, SECRET, Running, eventually
+from tests.running import ADMIN_TOKEN, SECRET, WITHIN_S, Running, eventually
 from tests.sse import Parser
 
 Start = Callable[..., Awaitable[Running]]
@@ -433,7 +433,10 @@ async def test_what_is_streamed_is_as_its_message_says(service: Running, format_
         await eventually(lambda: service.service.window.position == len(events))
         params = {"from": "start", "control": "1", "format": format_}
         seen = []
-        async with asyncio.timeout(20), client.stream("GET", "/stream", params=params) as stream_:
+        async with (
+            asyncio.timeout(WITHIN_S),
+            client.stream("GET", "/stream", params=params) as stream_,
+        ):
             parser = Parser()
             async for chunk in stream_.aiter_bytes():
                 for message in parser.feed(chunk):

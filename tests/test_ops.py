@@ -28,6 +28,7 @@ from tests.running import (
     ADMIN_TOKEN,
     SECRET,
     STREAM_TOKEN,
+    WITHIN_S,
     Database,
     Running,
     eventually,
@@ -57,7 +58,7 @@ async def health(running: Running, path: str) -> tuple[int, dict[str, str]]:
 
 async def until(running: Running, path: str, status: int) -> dict[str, str]:
     """Return what `path` says once it answers `status`."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(WITHIN_S):
         while True:
             found, checks = await health(running, path)
             if found == status:
@@ -106,7 +107,7 @@ async def test_a_database_that_is_away_is_not_ready_but_live(
 
 
 async def test_while_it_drains_it_is_not_ready_but_takes_webhooks(start: Start) -> None:
-    running = await start(drain_s=2.0)
+    running = await start(drain_s=5.0)
     readers = [asyncio.create_task(_read(running)) for _ in range(2)]
     await eventually(lambda: len(running.service.hub) == 2)
     running.server.stop()
@@ -122,7 +123,7 @@ async def test_while_it_drains_it_is_not_ready_but_takes_webhooks(start: Start) 
 
 
 async def _read(running: Running) -> bytes:
-    async with httpx2.AsyncClient(headers=running.headers, timeout=30) as client:
+    async with httpx2.AsyncClient(headers=running.headers, timeout=WITHIN_S) as client:
         return (await client.get(f"{running.url}/stream?control=1")).content
 
 
@@ -145,7 +146,7 @@ async def test_a_log_that_lost_its_end_is_an_alarm_and_takes_webhooks(
 async def test_a_tail_that_is_far_behind_is_not_ready(start: Start, owner: Connection) -> None:
     running = await start(window_events=10, poll_s=60)
     await until(running, "/readyz", 200)
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(WITHIN_S):
         found: dict[str, str] = {}
         while not found:  # it may not listen yet
             await owner.execute("SELECT pg_notify('causeway_head', '5000')")
@@ -193,7 +194,7 @@ async def test_promtool_finds_nothing_wrong_with_our_metrics(service: Running) -
         input=text,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=WITHIN_S,
         check=False,
     )
     complaints = (done.stdout + done.stderr).splitlines()

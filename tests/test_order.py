@@ -83,7 +83,7 @@ class Reader:
 
     async def reach(self, position: int, task: "asyncio.Task[None]") -> None:
         """Return when all up to `position` was seen; raise what stopped the reader before."""
-        await eventually(lambda: task.done() or len(self.seen) >= position, within_s=60)
+        await eventually(lambda: task.done() or len(self.seen) >= position)
         if task.done():
             task.result()
 
@@ -135,7 +135,7 @@ async def test_three_processes_append_and_a_tailing_reader_sees_one_dense_order(
                 asyncio.create_task(write(database.service_dsn, writer))
                 for writer in range(WRITERS)
             ]
-            await wait_until_blocked(owner, sessions=WRITERS, within_s=60)
+            await wait_until_blocked(owner, sessions=WRITERS)
         told = await asyncio.gather(*writers)
         answers = [answer for writer in told for answer in writer]
         fresh = [answer for answer in answers if not answer.is_known]

@@ -19,7 +19,7 @@ from tests.bridge import new_event
 from tests.conftest import with_database
 from tests.load import under_load
 from tests.partitioned import FIRST_EVENTS, divide, migrate_to, partitions
-from tests.running import Database, Running, eventually
+from tests.running import WITHIN_S, Database, Running, eventually
 from tests.stored import append, fill, open_log, positions, prune, read_all, remove
 
 PLAIN = 5  # the last version whose log is one table
@@ -106,7 +106,7 @@ async def test_while_it_is_divided_appends_and_reads_go_on(plain: Database) -> N
             migrating = asyncio.create_task(migrate(plain.owner_dsn))
             await eventually(lambda: not migrating.done())
             for expected in range(11, 31):
-                async with asyncio.timeout(2):
+                async with asyncio.timeout(20):
                     [appended] = await append(log, new_event())
                 assert appended.position == expected
                 assert not migrating.done()
@@ -141,7 +141,7 @@ async def test_the_boundary_is_crossed_under_load_without_a_hole(
     await divide(owner, SMALL)
     running = [await start() for _ in range(2)]
     async with under_load(running[0].url) as one, under_load(running[1].url) as other:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(WITHIN_S):
             while len(await partitions(owner)) < 12:
                 await asyncio.sleep(0.05)
     assert not one.refused
@@ -169,7 +169,7 @@ async def test_a_running_service_keeps_a_partition_ahead(owner: Connection, log:
     assert len(await partitions(owner)) == 2, "the append took the one that was there"
     loop = asyncio.create_task(make_partitions(log, every_s=0.05))
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WITHIN_S):
             while len(await partitions(owner)) < 3:
                 await asyncio.sleep(0.02)
         await asyncio.gather(*(log.make_partitions() for _ in range(4)))
@@ -187,13 +187,13 @@ async def test_a_partition_is_made_while_others_read_and_append(
     try:
         async with reader.transaction():
             await reader.fetch("SELECT count(*) FROM causeway.event")
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(20):
                 assert await log.make_partitions() == 1
         maker = owner.transaction()
         await maker.start()
         await fill(log, SMALL)  # takes the one ahead
         assert await owner.fetchval("SELECT causeway.make_partitions()") == 1
-        async with asyncio.timeout(2):  # it is not committed yet
+        async with asyncio.timeout(20):  # it is not committed yet
             await fill(log, 1)
             assert len(await read_all(log)) == 2 * SMALL + 1
         await maker.commit()

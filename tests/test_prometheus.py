@@ -15,7 +15,7 @@ from tests.bridge import body, post
 from tests.conftest import need_program
 from tests.k8s import K8S
 from tests.reader import reading
-from tests.running import Running, free_port
+from tests.running import WITHIN_S, Running, free_port
 
 MONITORING = K8S / "components" / "monitoring"
 RULES = yaml.safe_load((MONITORING / "rules.yaml").read_text())["spec"]
@@ -61,9 +61,9 @@ class Prometheus:
                 await asyncio.sleep(0.1)
 
         try:
-            await asyncio.wait_for(poll(), 30)
+            await asyncio.wait_for(poll(), WITHIN_S)
         except TimeoutError:
-            pytest.fail(f"no answer within 30 s: {expression}")
+            pytest.fail(f"no answer within {WITHIN_S} s: {expression}")
 
     async def until_ready(self) -> None:
         """Return once it answers queries."""
@@ -78,7 +78,7 @@ class Prometheus:
                         pass  # not listening yet
                     await asyncio.sleep(0.1)
 
-        await asyncio.wait_for(poll(), 30)
+        await asyncio.wait_for(poll(), WITHIN_S)
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ async def prometheus(service: Running, tmp_path: Path) -> AsyncIterator[Promethe
         yield made
     finally:
         popen.terminate()
-        popen.wait(20)
+        popen.wait(WITHIN_S)
 
 
 async def test_every_expression_has_its_answer(service: Running, prometheus: Prometheus) -> None:

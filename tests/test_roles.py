@@ -15,7 +15,7 @@ from tests.commands import command
 from tests.reader import reading
 from tests.receiver import Receiver
 from tests.relaying import RELAY
-from tests.running import ADMIN_TOKEN, Database, Running, make_settings, running_service
+from tests.running import ADMIN_TOKEN, WITHIN_S, Database, Running, make_settings, running_service
 from tests.test_ops import until
 from tests.test_receive import Start
 
@@ -133,7 +133,7 @@ async def test_roles_apart_do_together_what_one_process_does(
     by_role: dict[Role, Running] = {
         role: await start(roles=role, poll_s=NEVER_S, **RELAY) for role in ALL
     }
-    async with httpx2.AsyncClient(timeout=10) as client:
+    async with httpx2.AsyncClient(timeout=WITHIN_S) as client:
         answer = await client.post(
             f"{by_role[Role.ADMIN].url}/api/webhooks",
             headers={"authorization": f"Bearer {ADMIN_TOKEN}"},
@@ -145,7 +145,7 @@ async def test_roles_apart_do_together_what_one_process_does(
         payload = body()
         answer = await post(by_role[Role.INGEST].url, payload)
         assert answer.status_code == 200
-        block = await reader.event(5)
+        block = await reader.event(NEVER_S / 2)
     assert block.data == payload.decode()
     [call] = await receiver.wait_for(1)
     assert call.body == payload

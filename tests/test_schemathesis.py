@@ -128,7 +128,7 @@ def test_a_stream_answers_any_request_as_described(
     described = openapi["paths"]["/stream"]["get"]["responses"]
     headers = {**process.headers, **({} if last_id is None else {"last-event-id": last_id})}
     with (
-        httpx2.Client(base_url=process.url, headers=headers, timeout=20) as client,
+        httpx2.Client(base_url=process.url, headers=headers, timeout=WITHIN_S) as client,
         client.stream("GET", "/stream", params=tuple(query)) as response,
     ):
         answer = described[str(response.status_code)]

@@ -26,6 +26,7 @@ from tests.running import (
     PREVIOUS_SECRET,
     SECRET,
     STREAM_TOKEN,
+    WITHIN_S,
     Database,
     Process,
     environment,
@@ -133,13 +134,13 @@ async def _live(
     process: Process, receiver: Receiver, database: Database, owner: Connection
 ) -> dict[str, str]:
     """Use all that has a secret; return those that were made."""
-    async with httpx2.AsyncClient(base_url=process.url, headers=ADMIN, timeout=20) as client:
+    async with httpx2.AsyncClient(base_url=process.url, headers=ADMIN, timeout=WITHIN_S) as client:
         made = await _webhook(client, receiver, owner)
         wish = {"name": "billing", "sources": ["default"]}
         by_api = (await client.post("/api/tokens", json=wish)).json()["token"]
         by_command = await command("token", "create", "ops", DATABASE_URL=database.service_dsn)
         made |= {"a token": by_api, "a command's token": by_command.out.split()[-1]}
-    async with httpx2.AsyncClient(base_url=process.url, timeout=20) as client:
+    async with httpx2.AsyncClient(base_url=process.url, timeout=WITHIN_S) as client:
         for token in (by_api, "cw_" + by_api[:2:-1], ADMIN_TOKEN):
             await client.get("/events", headers={"authorization": f"Bearer {token}"})
             await client.get(f"/events?access_token={token}")
@@ -167,7 +168,7 @@ async def _webhook(
     await bridge.post(url, bridge.body())
     await bridge.post(url, bridge.body(), secrets=(SOURCE_SECRET,), source="acme")
     await bridge.post(url, bridge.body(), secrets=("a-wrong-secret",))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WITHIN_S):
         while await owner.fetchval("SELECT count(*) FROM causeway.attempt") < 2:
             await asyncio.sleep(0.05)
     secrets = [made["secret"]]

@@ -13,7 +13,7 @@ from service import sources as sources_module
 from service.errors import ConfigError
 from service.sources import Sources
 from tests.bridge import body, post
-from tests.running import SECRET, Running, eventually, make_settings
+from tests.running import SECRET, WITHIN_S, Running, eventually, make_settings
 from tests.test_receive import Start
 
 HIDDEN = "whsec-never-shown-anywhere"
@@ -213,12 +213,12 @@ async def test_a_running_service_takes_a_new_source_and_forgets_a_removed_one(
         return (await post(running.url, body(), source="retail", secrets=(secret,))).status_code
 
     mount(tmp_path, "..v2", retail="two,one")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN_S):
         while await status("two") != 200:
             await asyncio.sleep(0.02)
     assert await status("one") == 200
     mount(tmp_path, "..v3", other="x")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN_S):
         while await status("two") != 404:
             await asyncio.sleep(0.02)
 

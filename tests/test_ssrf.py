@@ -13,7 +13,7 @@ import pytest
 from tests.logkeeping import Owner
 from tests.receiver import Receiver
 from tests.relaying import KEY, add_to, append
-from tests.running import ADMIN_TOKEN
+from tests.running import ADMIN_TOKEN, WITHIN_S
 from tests.test_receive import Start
 
 # Hosts that lead to this machine, or would with some resolver; PORT is the receiver's.
@@ -96,7 +96,7 @@ async def test_no_webhook_that_was_made_before_leads_inside(
 
 async def _denied(owner: Owner, count: int) -> None:
     """Wait until so many deliveries were tried; none of them got further than the address."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WITHIN_S):
         while len(rows := await owner.fetch("SELECT error, status FROM causeway.attempt")) < count:
             await asyncio.sleep(0.05)
     assert {(row["error"], row["status"]) for row in rows} == {("address_denied", None)}

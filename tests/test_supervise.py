@@ -9,7 +9,7 @@ import pytest
 from service import supervise, waiting
 from service.errors import LogUnavailable
 from service.supervise import Supervisor
-from tests.running import eventually
+from tests.running import WITHIN_S, eventually
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ async def test_a_loop_that_fails_is_logged_and_started_again(
     healed = asyncio.Event()
     async with Supervisor(fatal.append) as supervisor:
         supervisor.start("tail", failing(5, healed.set))
-        await asyncio.wait_for(healed.wait(), 10)
+        await asyncio.wait_for(healed.wait(), WITHIN_S)
         assert supervisor.is_alive()
     errors = [it.__dict__ for it in caplog.records if it.levelno == logging.ERROR]
     assert [(it["loop"], it["failures"]) for it in errors] == [("tail", n) for n in range(1, 6)]
@@ -68,7 +68,7 @@ async def test_fewer_failures_than_the_limit_do_not_end_it() -> None:
     healed = asyncio.Event()
     async with Supervisor(fatal.append) as supervisor:
         supervisor.start("appender", failing(2, healed.set), max_failures=3)
-        await asyncio.wait_for(healed.wait(), 10)
+        await asyncio.wait_for(healed.wait(), WITHIN_S)
         assert supervisor.is_alive()
     assert fatal == []
 
@@ -93,7 +93,7 @@ async def test_a_loop_that_ran_well_for_long_starts_its_back_off_anew(
     healed = asyncio.Event()
     async with Supervisor(fatal.append) as supervisor:
         supervisor.start("listen", failing(10, healed.set), max_failures=2)
-        await asyncio.wait_for(healed.wait(), 10)
+        await asyncio.wait_for(healed.wait(), WITHIN_S)
     assert fatal == []
 
 
@@ -108,7 +108,7 @@ async def test_a_loop_whose_clean_up_fails_ends_all_the_same(
 
     monkeypatch.setattr(supervise, "BACKOFF_S", (60.0,))
     monkeypatch.setattr(waiting, "CANCEL_AGAIN_S", 0.05)
-    async with asyncio.timeout(10), Supervisor(lambda _: None) as supervisor:
+    async with asyncio.timeout(WITHIN_S), Supervisor(lambda _: None) as supervisor:
         supervisor.start("listen", run)
         await asyncio.sleep(0)
     assert "tasks go on after their cancellation" in caplog.text

@@ -23,7 +23,7 @@ from service.tail import LogChanged, Tail
 from service.window import Window
 from tests.bridge import new_event
 from tests.freezing import freezable
-from tests.running import Database, eventually
+from tests.running import WITHIN_S, Database, eventually
 from tests.stored import append, fill, open_log, positions, prune, read_all, remove
 
 NEVER_S = 60.0
@@ -105,7 +105,7 @@ async def listener(owner: Connection) -> int | None:
 
 async def wait_for_listener(owner: Connection, *, other_than: int = 0) -> int:
     """Return the backend that listens now, once there is one."""
-    deadline = asyncio.get_running_loop().time() + 10
+    deadline = asyncio.get_running_loop().time() + WITHIN_S
     while (pid := await listener(owner)) in (None, other_than):
         assert asyncio.get_running_loop().time() < deadline, "nobody listens"
         await asyncio.sleep(0.01)
@@ -163,7 +163,7 @@ async def test_a_stop_at_the_moment_of_a_wake_up_is_heeded(
         for _ in range(turns):
             await asyncio.sleep(0)
         loop.cancel()
-        done, _ = await asyncio.wait([loop], timeout=5)
+        done, _ = await asyncio.wait([loop], timeout=WITHIN_S)
         assert done, f"it goes on after a stop {turns} turns after a wake-up"
 
 
@@ -186,7 +186,7 @@ async def test_a_terminated_listener_comes_back_and_missed_nothing(
     async with running(tailed.tail.run, tailed.listener.run):
         await tailed.reach(0)
         pid = await wait_for_listener(owner)
-        await owner.execute("SELECT pg_terminate_backend($1, 5000)", pid)
+        await owner.execute("SELECT pg_terminate_backend($1, 60000)", pid)
         await fill(log, 1)  # while nobody listens
         await tailed.reach(1)
         await wait_for_listener(owner, other_than=pid)
@@ -215,7 +215,7 @@ async def test_a_database_that_comes_back_is_followed_on_without_alarm(
         await fill(log, 2)
         await tailed.reach(2)
         await owner.execute(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
         await append(EventLog(owner), new_event())
@@ -380,7 +380,7 @@ async def test_a_replaced_log_is_an_alarm(
         await remove(owner, *removed)
         await fill(log, count)
     with pytest.raises(LogChanged, match=reason):
-        await asyncio.wait_for(tailed.tail.run(), 10)
+        await asyncio.wait_for(tailed.tail.run(), WITHIN_S)
     assert is_alarmed(tailed)
 
 

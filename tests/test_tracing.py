@@ -257,7 +257,7 @@ async def test_a_collector_that_is_away_does_not_hold_the_stop(
     async with running_service(make_settings(traces=True, drain_s=0), database) as running:
         await bridge.post(running.url, bridge.body())
         began = time.monotonic()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 25  # not until the exporter gives up
     assert "traces given up at the stop" in caplog.messages
     await eventually(lambda: "traces-close" not in {it.name for it in threading.enumerate()})
 

@@ -6,6 +6,7 @@ import pytest
 
 from service import waiting
 from service.waiting import end, race
+from tests.running import WITHIN_S
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +48,7 @@ async def test_a_race_ends_what_drops_its_first_cancellation(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     deaf = Deaf(1)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN_S):
         assert await race(after(deaf.begun, "won"), deaf.run()) == "won"
     assert deaf.ended
     assert "tasks go on after their cancellation" in caplog.text
@@ -55,7 +56,7 @@ async def test_a_race_ends_what_drops_its_first_cancellation(
 
 async def test_a_race_raises_what_the_one_that_ended_raised() -> None:
     deaf = Deaf(1)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN_S):
         with pytest.raises(OSError, match="broken"):
             await race(deaf.run(), broken(deaf.begun))
     assert deaf.ended
@@ -65,7 +66,7 @@ async def test_a_race_that_is_cancelled_again_and_again_leaves_nothing_behind() 
     deaf = Deaf(3)
     racing = asyncio.create_task(race(deaf.run(), asyncio.Event().wait()))
     await deaf.begun.wait()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN_S):
         while not racing.done():
             racing.cancel()
             await asyncio.sleep(0)
@@ -82,6 +83,6 @@ async def test_errors_of_tasks_that_are_ended_are_nobodys() -> None:
 
     tasks = [asyncio.create_task(fails()) for _ in range(2)]
     await asyncio.sleep(0)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN_S):
         await end(tasks)
     assert all(task.done() for task in tasks)
