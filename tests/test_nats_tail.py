@@ -111,6 +111,7 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
     # Neither lag nor silence of a busy machine is a reason to leave the stream.
     monkeypatch.setattr(nats_tail, "LAG_S", WITHIN_S)
     monkeypatch.setattr(nats_feed, "SILENT_S", WITHIN_S)
+    monkeypatch.setattr(nats_feed, "ANSWER_S", 30.0)
     monkeypatch.setattr(mirror_module, "RETRY_S", 0.2)
 
 
