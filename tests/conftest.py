@@ -39,6 +39,20 @@ ON_POSTGRES_ONLY = {
     "test_the_lag_is_a_metric_that_vanishes_with_its_consumer",
 }
 ON_BOTH_LOOPS = {"test_callback"}  # sockets and TLS differ between asyncio's loop and uvloop
+# Files that take long begin first, in this order, and `make test` tells xdist to keep it: by itself
+# that begins with the files of most tests, and leaves those of a few long ones, that build images,
+# break things or drive other programs, for the end, where the others wait for the last of them.
+LONG = (
+    *("test_image", "test_schemathesis", "test_bench", "test_chaos", "test_workers"),
+    "test_journey",
+    *("test_nats_tail", "test_mirror", "test_quality", "test_fuzz_server", "test_http_abuse"),
+    *("test_dashboard_webhooks", "test_dashboard", "test_dashboard_look", "test_k8s", "test_wheel"),
+    *("test_faults_failover", "test_faults_network", "test_faults_disk", "test_faults_clock"),
+    *("test_demo", "test_readme", "test_relay", "test_relay_journey", "test_relay_outage"),
+    *("test_consumer_journey", "test_outage", "test_server", "test_upgrade", "test_rolling_update"),
+    *("test_embedded", "test_backup", "test_k8s_nats", "test_k8s_run", "test_k8s_try"),
+    *("test_clients_page", "test_leaks", "test_prometheus", "test_logs", "test_scale_page"),
+)
 REQUIRE_ALL = bool(os.environ.get("CAUSEWAY_TEST_REQUIRE_ALL"))
 _numbers = itertools.count(1)
 
@@ -65,6 +79,12 @@ def need_program(name: str, *others: str) -> str:
     if REQUIRE_ALL:
         pytest.fail(f"{name} is not installed, and CAUSEWAY_TEST_REQUIRE_ALL is set")
     pytest.skip(f"{name} is not installed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take long first."""
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -160,7 +180,8 @@ async def owner(database: Database) -> AsyncIterator["asyncpg.Connection[asyncpg
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine is no outage: a connect, or the wait for the append lock, may take longer."""
-    monkeypatch.setattr("service.db.CONNECT_TIMEOUT_S", 60.0)
+    for module in ("db", "migrate"):
+        monkeypatch.setattr(f"service.{module}.CONNECT_TIMEOUT_S", 60.0)
     monkeypatch.setitem(SESSION, "lock_timeout", "50s")
 
 
