@@ -12,7 +12,7 @@ from service.nats import connected
 from tests.certificates import Authority
 from tests.mirroring import assert_mirrored, fill, read_stream, until_level
 from tests.nats_server import NatsServer, nats_server
-from tests.running import ADMIN_TOKEN, WITHIN_S, Running, free_port, make_settings
+from tests.running import ADMIN_TOKEN, Running, free_port, make_settings
 from tests.test_receive import Start
 
 PASSWORD = "p-0123456789"
@@ -100,4 +100,4 @@ async def test_both_sides_show_a_certificate(tmp_path: Path) -> None:
 
 async def _connect(settings: Settings) -> None:
     async with connected(settings, "a test") as connection:
-        await connection.client.flush(timeout=WITHIN_S)
+        await connection.client.flush(timeout=60)
