@@ -17,12 +17,13 @@ import asyncpg
 import hypothesis
 import pytest
 import uvloop
+from httpx2._config import DEFAULT_TIMEOUT_CONFIG
 
 from service.config import Settings
 from service.db import SESSION
 from service.embedded import EmbeddedPostgres
 from service.migrate import migrate
-from tests.running import Database, Running, make_settings, running_service
+from tests.running import WITHIN_S, Database, Running, make_settings, running_service
 
 if TYPE_CHECKING:
     from tests.nats_server import NatsServer
@@ -55,6 +56,10 @@ LONG = (
 )
 REQUIRE_ALL = bool(os.environ.get("CAUSEWAY_TEST_REQUIRE_ALL"))
 _numbers = itertools.count(1)
+
+# A client in a test is as patient as the test; httpx2's own patience is 5 s.
+for _part in ("connect", "read", "write", "pool"):
+    setattr(DEFAULT_TIMEOUT_CONFIG, _part, WITHIN_S)
 
 # A busy machine is no bug: examples have no deadline of their own. They are the same each time,
 # unless somebody asks for more of them: then each run looks elsewhere.
