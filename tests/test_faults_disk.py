@@ -24,7 +24,7 @@ from tests.reader import reading
 from tests.running import WITHIN_S, Database, Running, eventually, make_settings, running_service
 
 MEGABYTES = {"data": 200, "wal": 100}
-COMMIT_S = 0.3
+COMMIT_S = 0.1
 SENDERS = 40
 
 
@@ -125,7 +125,7 @@ async def test_slow_commits_cost_time_for_each_batch_and_not_for_each_event(
             async with under_load(running.url, senders=SENDERS) as load:
                 await eventually(lambda: len(load.accepted) >= 3 * SENDERS)
         batches = sample(running, "append_batch_events_count")
-        assert sample(running, "append_batch_events_sum") > 5 * batches
+        assert sample(running, "append_batch_events_sum") > 2 * batches
         assert load.refused == []
         head = int(sample(running, "append_batch_events_sum"))
         await assert_each_once(reader, head)

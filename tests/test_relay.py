@@ -30,6 +30,11 @@ from tests.relaying import RELAY, add_to, append, pass_time, settled, states
 from tests.running import WITHIN_S, Running, eventually, free_port
 
 Start = Callable[..., Awaitable[Running]]
+CLAIM_WAITS = """
+SELECT count(*)
+FROM pg_stat_activity
+WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%claim_deliveries%'
+"""
 # So late that no retry comes before a test lets time pass, however busy the machine is.
 FIRST_S = 500.0
 FIRST_RETRY_S = 1.2 * FIRST_S  # with the most jitter
@@ -704,10 +709,11 @@ async def test_the_drain_waits_for_what_a_claim_under_way_brings(
     await add_to(running, receiver.url + "/slow?s=0.3")
     await claimed_nothing(running)
     async with owner.transaction():
-        await owner.execute("LOCK TABLE causeway.delivery IN ACCESS EXCLUSIVE MODE")
-        await append(running.service.eventlog, 3)
+        async with running.service.relaying.relay._claiming:  # the next claim finds the events
+            await owner.execute("LOCK TABLE causeway.delivery IN ACCESS EXCLUSIVE MODE")
+            await append(running.service.eventlog, 3)
         async with asyncio.timeout(WITHIN_S):
-            while not await owner.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+            while not await owner.fetchval(CLAIM_WAITS):
                 await asyncio.sleep(0.02)
         draining = asyncio.create_task(running.service.relaying.relay.drain(WITHIN_S))
         done, _ = await asyncio.wait([draining], timeout=0.2)
