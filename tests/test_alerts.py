@@ -23,6 +23,9 @@ UP = ('up{job="causeway"}', "1x6000")
 CALLS = "causeway_webhooks_received_total"
 ANSWERS = "causeway_webhook_response_seconds"
 DELIVERIES = "causeway_delivery_seconds"
+READY = "kube_deployment_status_replicas_available"
+AUDIT, CRON = "kube_cronjob", 'cronjob="causeway-audit"'
+MIGRATE = 'job_name="causeway-migrate-1"'
 DISK = "kubelet_volume_stats"
 CLAIM = '{namespace="causeway",persistentvolumeclaim="data-causeway-postgres-0"}'
 
@@ -47,6 +50,7 @@ def slow(name: str, le: str, bad_from: str, labels: str = "") -> tuple[tuple[str
 
 CASES = (
     Case("CausewayDown", (('up{job="causeway",pod="a"}', "1x10 0x20"),), "10m", "14m"),
+    Case("CausewayNotReady", ((f'{READY}{{namespace="c",deployment="causeway-ingest"}}', "3x10 0x20"), (f'{READY}{{namespace="c",deployment="causeway-stream"}}', "2x30")), "11m", "14m", {"namespace": "c", "deployment": "causeway-ingest"}),
     Case("CausewayNoEvents", (UP, (f'{CALLS}{{outcome="accepted"}}', "0+1x30 30x400")), "100m", "170m"),
     Case(
         "CausewaySignatureFailures",
@@ -62,9 +66,9 @@ CASES = (
     Case("CausewayAppendFailing", ((f'{CALLS}{{outcome="log_unavailable"}}', "0x10 0+5x50"),), "10m", "20m"),
     Case("CausewayTailBehind", (('causeway_tail_lag_events{pod="a"}', "10x10 5000x20"),), "11m", "15m", {"pod": "a"}),
     Case("CausewayLogDamaged", (('causeway_log_damaged{pod="a"}', "0x5 1x5"),), "5m", "7m", {"pod": "a"}),
-    Case("CausewayAuditFailed", (('kube_job_status_failed{job_name="causeway-audit-1"}', "0x5 1x5"),), "5m", "7m", {"job_name": "causeway-audit-1"}),
-    Case("CausewayAuditMissing", (('kube_cronjob_status_last_successful_time{cronjob="causeway-audit"}', "0x16000"),), "12900m", "13100m"),
-    Case("CausewayPruneFailed", (('kube_job_status_failed{job_name="causeway-prune-1"}', "0x5 1x5"),), "5m", "7m", {"job_name": "causeway-prune-1"}),
+    Case("CausewayAuditFailed", (('kube_job_failed{job_name="causeway-audit-1",condition="true"}', "_x6 1x5"),), "5m", "7m", {"job_name": "causeway-audit-1"}),
+    Case("CausewayAuditMissing", ((f"{AUDIT}_status_last_successful_time{{{CRON}}}", "0x16000"), (f"{AUDIT}_created{{{CRON}}}", "0x16000")), "12900m", "13100m"),
+    Case("CausewayPruneFailed", (('kube_job_failed{job_name="causeway-prune-1",condition="true"}', "_x6 1x5"),), "5m", "7m", {"job_name": "causeway-prune-1"}),
     Case("CausewayMigrationFailed", (('kube_job_status_failed{job_name="causeway-migrate-1"}', "0+1x10"),), "3m", "5m", {"job_name": "causeway-migrate-1"}),
     Case("CausewayLoopRestarts", (('kube_pod_container_status_restarts_total{pod="a",container="causeway"}', "0x10 0+1x30"),), "10m", "30m", {"pod": "a"}),
     Case("CausewayConsumerLag", (('causeway_consumer_lag_seconds{consumer="billing",pod="a"}', "0+60x60"),), "12m", "20m", {"consumer": "billing"}),
@@ -115,6 +119,30 @@ CASES = (
     Case("CausewayDeliveriesBurnSlow", slow(DELIVERIES, "0.25", "0+600x60 36600+576x5000", 'via="stream",'), "60m", "2000m"),
 )  # fmt: skip
 
+# What makes no series, or takes one away, is no all-clear.
+ALSO = (
+    Case("CausewayDown", (), "1m", "4m"),
+    Case("CausewayNotReady", ((f'{READY}{{namespace="c",deployment="causeway"}}', "2x10 0x20"), (UP[0], "0x9 _x21")), "11m", "14m", {"namespace": "c", "deployment": "causeway"}),
+    Case("CausewayNoEvents", (UP,), "8m", "12m"),
+    Case("CausewayAuditMissing", ((f"{AUDIT}_created{{{CRON}}}", "0x16000"),), "12900m", "13100m"),
+    Case(
+        "CausewayMigrationFailed",
+        (
+            (f'kube_job_status_failed{{{MIGRATE},reason="BackoffLimitExceeded"}}', "_x9 1x20"),
+            (f'kube_job_failed{{{MIGRATE},condition="true"}}', "_x9 1x20"),
+        ),
+        "8m",
+        "20m",
+        {"job_name": "causeway-migrate-1"},
+    ),
+)  # fmt: skip
+
+# A job that was tried again, and then did what it had to.
+SETTLED = tuple(
+    Case(alert, ((f'kube_job_status_failed{{job_name="causeway-{job}-1",reason=""}}', "0x5 1x20"), (f'kube_job_complete{{job_name="causeway-{job}-1",condition="true"}}', "_x9 1x20")), "15m", "")
+    for alert, job in (("CausewayAuditFailed", "audit"), ("CausewayPruneFailed", "prune"), ("CausewayMigrationFailed", "migrate"))
+)  # fmt: skip
+
 
 def needed_by(alert: str) -> dict[str, object]:
     """Return the alert's rule without annotations, and what is recorded for it: no more, for speed."""
@@ -134,19 +162,25 @@ def test_every_alert_has_a_case() -> None:
     assert sorted(ALERTS) == sorted(case.alert for case in CASES)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.alert)
+@pytest.mark.parametrize("case", CASES + ALSO, ids=lambda case: case.alert)
 def test_it_fires_when_it_should_and_not_before(tmp_path: Path, case: Case) -> None:
     labels = {"severity": ALERTS[case.alert]["labels"]["severity"]} | case.labels
+    play(tmp_path, case, {case.quiet_at: [], case.fires_at: [{"exp_labels": labels}]})
+
+
+@pytest.mark.parametrize("case", SETTLED, ids=lambda case: case.alert)
+def test_a_job_that_did_it_at_the_second_try_wakes_nobody(tmp_path: Path, case: Case) -> None:
+    play(tmp_path, case, {case.quiet_at: []})
+
+
+def play(tmp_path: Path, case: Case, expected: dict[str, list[dict[str, object]]]) -> None:
+    """Let promtool play the case's series, and look at its alert at some times."""
     test = {
         "interval": "1m",
         "input_series": [{"series": name, "values": values} for name, values in case.series],
         "alert_rule_test": [
-            {"alertname": case.alert, "eval_time": case.quiet_at, "exp_alerts": []},
-            {
-                "alertname": case.alert,
-                "eval_time": case.fires_at,
-                "exp_alerts": [{"exp_labels": labels}],
-            },
+            {"alertname": case.alert, "eval_time": time, "exp_alerts": alerts}
+            for time, alerts in expected.items()
         ],
     }
     text = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [test]}
