@@ -1,10 +1,18 @@
 """What a cluster does to the manifests, once they are applied."""
 
-import pytest
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-from tests.k8s import build, of_kind, pod_spec
+import pytest
+import yaml
+
+from tests.k8s import K8S, Manifest, build, of_kind, one, pod_spec
+from tests.k8s import production as production  # fixture
 
 OVERLAYS = (".", "overlays/production", "overlays/nats")
+NAMESPACE = "kubernetes.io/metadata.name"
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -17,3 +25,36 @@ def test_a_node_that_is_emptied_keeps_no_pod_from_the_others(overlay: str) -> No
         constraints = pod_spec(manifest)["topologySpreadConstraints"]
         assert {it["topologyKey"] for it in constraints} >= {"kubernetes.io/hostname"}
         assert {it["nodeTaintsPolicy"] for it in constraints} == {"Honor"}
+
+
+def test_who_proves_the_host_name_to_the_issuer_is_heard(production: list[Manifest]) -> None:
+    """cert-manager's pod for HTTP-01, in this namespace, called by the ingress controllers."""
+    policy = one(production, "NetworkPolicy", "challenges")["spec"]
+    assert policy["podSelector"] == {"matchLabels": {"acme.cert-manager.io/http01-solver": "true"}}
+    [rule] = policy["ingress"]
+    assert rule["ports"] == [{"protocol": "TCP", "port": 8089}]
+    controllers = one(production, "NetworkPolicy", "callers")["spec"]["ingress"][0]["from"][:2]
+    assert rule["from"] == controllers
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS[1:])
+def test_every_namespace_that_may_call_is_named_in_one_place(tmp_path: Path, overlay: str) -> None:
+    shutil.copytree(K8S, tmp_path / "k8s")
+    site = tmp_path / "k8s/overlays/production/site.yaml"
+    own = yaml.safe_load(site.read_text())
+    names = [key for key in own["data"] if key.endswith("-namespace")]
+    own["data"] |= {key: f"own-{key}" for key in names}
+    site.write_text(yaml.safe_dump(own))
+    policies = of_kind(build(str(tmp_path / "k8s" / overlay)), "NetworkPolicy")
+    said = set(labels_of(policies, NAMESPACE))
+    assert said == {f"own-{key}" for key in names} | {"kube-system"}
+
+
+def labels_of(within: Any, label: str) -> Iterator[str]:
+    """Yield the values that a label has anywhere within."""
+    if isinstance(within, dict):
+        for key, value in within.items():
+            yield from [value] if key == label else labels_of(value, label)
+    elif isinstance(within, list):
+        for value in within:
+            yield from labels_of(value, label)
