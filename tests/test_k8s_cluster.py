@@ -37,6 +37,13 @@ def test_who_proves_the_host_name_to_the_issuer_is_heard(production: list[Manife
     assert rule["from"] == controllers
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_first_sync_does_not_wait_for_what_it_brings_itself(overlay: str) -> None:
+    """The migration needs the database: before everything else it would wait for ever."""
+    [job] = of_kind(build(overlay), "Job")
+    assert job["metadata"]["annotations"]["argocd.argoproj.io/hook"] == "Sync"
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS[1:])
 def test_every_namespace_that_may_call_is_named_in_one_place(tmp_path: Path, overlay: str) -> None:
     shutil.copytree(K8S, tmp_path / "k8s")
