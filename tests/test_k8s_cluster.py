@@ -1,6 +1,10 @@
 """What a cluster does to the manifests, once they are applied."""
 
+import asyncio
+import re
 import shutil
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.k8s import K8S, Manifest, build, of_kind, one, pod_spec
+from tests.k8s import K8S, ROOT, Manifest, build, of_kind, one, pod_spec
 from tests.k8s import production as production  # fixture
+from tests.running import STREAM_TOKEN, Running, environment
 
 OVERLAYS = (".", "overlays/production", "overlays/nats")
 NAMESPACE = "kubernetes.io/metadata.name"
@@ -65,3 +70,24 @@ def labels_of(within: Any, label: str) -> Iterator[str]:
     elif isinstance(within, list):
         for value in within:
             yield from labels_of(value, label)
+
+
+async def test_the_runbooks_command_in_a_pod_has_its_token(
+    service: Running, production: list[Manifest], tmp_path: Path
+) -> None:
+    runbook = (ROOT / "docs" / "runbook.md").read_text()
+    [(deployment, script)] = re.findall(r"^    k exec deploy/(\S+) -- sh -c '(.+)'$", runbook, re.M)
+    [container] = pod_spec(one(production, "Deployment", deployment))["containers"]
+    files = {it["name"]: it["value"] for it in container["env"]}
+    assert files["CAUSEWAY_STREAM_TOKEN_FILE"] in script
+    (tmp_path / "token").write_text(STREAM_TOKEN)
+    here = script.replace(files["CAUSEWAY_STREAM_TOKEN_FILE"], str(tmp_path / "token"))
+    assert here.endswith(" causeway consumers list")
+    env = environment(CAUSEWAY_URL=service.url)
+    del env["CAUSEWAY_STREAM_TOKEN"]
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    done = await asyncio.create_subprocess_exec(
+        *("sh", "-c", f"{here} --json"), env=env, stdout=PIPE, stderr=PIPE
+    )
+    out, err = await asyncio.wait_for(done.communicate(), 60)
+    assert (done.returncode, out) == (0, b"[]\n"), err
