@@ -137,8 +137,10 @@ async def dashboard_answers(prometheus: Prometheus) -> None:
 async def nothing_fires_that_should_not(prometheus: Prometheus) -> None:
     """Every rule is evaluated without an error; a healthy service wakes nobody."""
     # The service of tests has two secrets for its source: that alone begins to count here.
+    # On a busy machine deliveries may be late, one of four: promtool plays what that means.
+    others = 'ALERTS{alertname!~"CausewayDeliveriesBurn.*"}'
     await prometheus.until(
-        'ALERTS{alertname="CausewaySecretRotationHalfDone"} and on() (count(ALERTS) == 1)'
+        f'ALERTS{{alertname="CausewaySecretRotationHalfDone"}} and on() (count({others}) == 1)'
     )
     assert await prometheus.query('ALERTS{alertstate="firing"}') == []
     groups = (await prometheus.get("rules"))["groups"]
