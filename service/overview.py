@@ -130,7 +130,7 @@ class Overview:
         outcomes, matches, lately = {}, {}, {}
         if window is not None:
             older, newer = window
-            outcomes = {key[1]: int(n) for key, n in newer.received.items() if key[0] == name}
+            outcomes = {key[1]: int(n) for key, n in newer.received.items() if key[0] == name and n}
             matches = {key[1]: int(n) for key, n in newer.matches.items() if key[0] == name}
             lately = {
                 secret: int(n - older.matches.get((name, secret), 0.0))

@@ -1,6 +1,8 @@
 """What a person must do before it hurts, as metrics: room for the database, changes left half done.
 
 A secret or a key that is being changed has two values for a while; the old one must go in the end.
+And the counts of a source's calls begin at 0, not with the first: of a series that begins with
+what went wrong, or with the only event of a night, Prometheus sees no increase.
 """
 
 import asyncio
@@ -9,7 +11,8 @@ import logging
 from service.config import Settings
 from service.db import Pool, fetch, statements
 from service.errors import LogUnavailable
-from service.metrics import Metrics
+from service.metrics import OUTCOMES, Metrics
+from service.roles import Role
 from service.sources import Sources
 
 log = logging.getLogger("causeway.upkeep")
@@ -33,6 +36,9 @@ async def watch_upkeep(
         names = set(sources.names())
         for name in known - names:
             shown.source_secrets.remove(name)
+        for name in names - known if Role.INGEST in settings.roles else ():
+            for outcome in OUTCOMES:
+                metrics.webhooks_received.labels(name, outcome)
         for name in names:
             shown.source_secrets.labels(name).set(len(sources.secrets(name) or ()))
         known = names

@@ -3,6 +3,8 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from service.db import Connection, create_pool
 from service.metrics import Metrics
 from service.sources import Sources
@@ -41,6 +43,24 @@ async def test_half_done_changes_and_the_size_are_shown(
         for task in (watch, follow):
             task.cancel()
         await asyncio.gather(watch, follow, return_exceptions=True)
+
+
+@pytest.mark.parametrize(("roles", "begins_at"), [("ingest,stream", 0), ("stream,relay", None)])
+async def test_the_first_call_of_a_source_is_an_increase(
+    database: Database, roles: str, begins_at: float | None
+) -> None:
+    settings, metrics = make_settings(roles=roles), Metrics()
+    async with create_pool(database.service_dsn, max_size=1) as pool:
+        watch = asyncio.create_task(watch_upkeep(settings, Sources(settings), pool, metrics))
+        await eventually(
+            lambda: value(metrics, "causeway_source_secrets", source="default") is not None
+        )
+        name = "causeway_webhooks_received_total"
+        for outcome in ("accepted", "log_unavailable"):
+            found = value(metrics, name, source="default", outcome=outcome)
+            assert found == begins_at
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
 
 
 async def test_what_was_pruned_and_erased_is_shown(database: Database, owner: Connection) -> None:
