@@ -4,6 +4,7 @@ import asyncio
 import re
 import shutil
 import sys
+import textwrap
 from asyncio.subprocess import PIPE
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.k8s import K8S, ROOT, Manifest, build, of_kind, one, pod_spec
-from tests.k8s import production as production  # fixture
+from tests.k8s import K8S, ROOT, Manifest, Tools, build, of_kind, one, pod_spec
+from tests.k8s import production as production  # fixtures
+from tests.k8s import tools as tools
 from tests.running import STREAM_TOKEN, Running, environment
 
 OVERLAYS = (".", "overlays/production", "overlays/nats")
@@ -70,6 +72,28 @@ def labels_of(within: Any, label: str) -> Iterator[str]:
     elif isinstance(within, list):
         for value in within:
             yield from labels_of(value, label)
+
+
+def test_the_cluster_of_a_restore_is_one_that_the_operator_takes(
+    tools: Tools, production: list[Manifest]
+) -> None:
+    page = (ROOT / "docs" / "backup.md").read_text().split("## In the production overlay", 1)[1]
+    lines = [line for line in page.splitlines() if line.startswith("    ")]
+    change = yaml.safe_load(textwrap.dedent("\n".join(lines)))["spec"]
+    cluster = one(production, "Cluster", "causeway-postgres")
+    restored = {**cluster, "spec": {**cluster["spec"], **change}}
+    assert tools.faults([restored]) == []
+    [old] = change["externalClusters"]
+    assert change["bootstrap"]["recovery"]["source"] == old["name"]
+    was, is_now = old["plugin"]["parameters"], change["plugins"][0]["parameters"]
+    [plugin] = cluster["spec"]["plugins"]
+    assert was["serverName"] == cluster["metadata"]["name"] != is_now["serverName"]
+    stores = {it["barmanObjectName"] for it in (was, is_now, plugin["parameters"])}
+    assert len(stores) == 1
+    created = cluster["spec"]["bootstrap"]["initdb"]
+    assert change["bootstrap"]["recovery"].items() >= {
+        (key, created[key]) for key in ("database", "owner")
+    }
 
 
 async def test_the_runbooks_command_in_a_pod_has_its_token(
