@@ -36,9 +36,10 @@ class Erasure:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What the database says of a range: the log's anchor, the link at its end, any erasure."""
+    """What the database says of a range: the anchor, the links around it, any erasure in it."""
 
     anchor: int
+    link_before: bytes | None
     link: bytes | None
     has_erased: bool
 

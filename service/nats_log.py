@@ -1,9 +1,9 @@
 """The log as readers below the window see it: out of the stream where it can be, else of Postgres.
 
 A block is a range of the stream. It is proven before anybody is served from it: its events must be
-chained link by link, and Postgres, asked once for a block, must have the same last link and no
-erasure in it. A block is shared by all readers that pass, and proven anew after some seconds.
-Everything else is asked of Postgres: filters have indexes there.
+chained link by link, from the link before them to the last, and Postgres, asked once for a block,
+must have these two and no erasure in it. A block is shared by all readers that pass, and proven
+anew after some seconds. Everything else is asked of Postgres: filters have indexes there.
 """
 
 import asyncio
@@ -181,17 +181,32 @@ class MirroredLog:
         return Block(events, at)
 
     async def _is_proven(self, events: list[Event]) -> bool:
-        """Does Postgres have the same last link, all of it, and no erasure in it?
+        """Does Postgres have the link before it and the last one, all of it, and no erasure in it?
 
+        Only the link before it proves the body of the first, and a tombstone has no body to prove.
         Raises LogUnavailable: what may be erased is not shown.
         """
-        first, last = events[0].position, events[-1]
-        proof = await self._erasures.prove(first, last.position)
-        if proof.link not in (None, last.link):
-            log.error(
-                "the stream has another event than the log", extra={"position": last.position}
-            )
-        return proof.link == last.link and first > proof.anchor and not proof.has_erased
+        first, last = events[0], events[-1]
+        proof = await self._erasures.prove(first.position, last.position)
+        before = proof.link_before
+        if before is not None and not _follows(first, before):
+            _differs(first)
+        elif proof.link not in (None, last.link):
+            _differs(last)
+        elif before is not None and proof.link is not None and first.position > proof.anchor:
+            return not proof.has_erased and not any(event.is_erased for event in events)
+        return False
+
+
+def _differs(event: Event) -> None:
+    log.error("the stream has another event than the log", extra={"position": event.position})
+
+
+def _follows(event: Event, before: bytes) -> bool:
+    """Is the event's link that of its body after the link `before`?"""
+    return event.link == chain_link(
+        before, event.digest, event.position, event.received_at, event.source
+    )
 
 
 def _chained(events: list[Event], first: int) -> list[Event]:
@@ -200,9 +215,7 @@ def _chained(events: list[Event], first: int) -> list[Event]:
     for position, event in enumerate(events, first):
         if event.position != position:
             break
-        if good and event.link != chain_link(
-            good[-1].link, event.digest, position, event.received_at, event.source
-        ):
+        if good and not _follows(event, good[-1].link):
             break
         good.append(event)
     return good

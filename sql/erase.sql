@@ -20,9 +20,13 @@ WHERE erasure_id > $1
 ORDER BY erasure_id, position;
 
 -- name: prove
--- $1, $2: positions, both inclusive. The anchor; the link at $2 (NULL: not in the log); whether any of
--- them was erased. Indexes: event_pkey, erased_pkey.
+-- $1, $2: positions, both inclusive. The anchor; the link before $1, and the one at $2 (NULL: not in the
+-- log); whether any of them was erased. Indexes: event_pkey, erased_pkey.
 SELECT anchor_position,
+    CASE
+        WHEN anchor_position = $1::bigint - 1 THEN anchor_link
+        ELSE (SELECT link FROM causeway.event WHERE position = $1::bigint - 1)
+    END AS link_before,
     (SELECT link FROM causeway.event WHERE position = $2) AS link,
     EXISTS (SELECT FROM causeway.erased WHERE position BETWEEN $1 AND $2) AS has_erased
 FROM causeway.log;

@@ -4,6 +4,7 @@ A second service on the same log follows Postgres: what both send must be the sa
 """
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -17,9 +18,10 @@ from service import mirror as mirror_module
 from service import nats_feed, nats_log, nats_tail
 from service.db import Connection, create_pool
 from service.erase import Erasures
-from service.event import Event
+from service.event import Event, chain_link
 from service.eventlog import Bounds
-from service.nats import connected
+from service.mirrored import message_of
+from service.nats import Stream, connected
 from service.nats_feed import Feed
 from service.nats_log import MirroredLog
 from service.nats_tail import NatsTail
@@ -340,6 +342,27 @@ async def test_another_history_of_the_log_is_the_same_alarm_as_without_nats(
     assert opened.running.service.tail.is_damaged
 
 
+async def test_an_event_that_is_forged_to_fit_ends_the_streams_as_another_history(
+    opening: Open,
+) -> None:
+    """Whoever may publish can chain an event: the log's end, looked up now and then, tells."""
+    opened = await opening()
+    await append_many(opened.running, 5)
+    settings = opened.running.settings
+    async with reading(opened.running.url, "control=1") as reader:
+        await reader.control("caught_up")
+        async with connected(settings, "test") as connection:
+            last = await Stream(connection, settings.nats_stream).event(5)
+            assert last is not None
+            body = b'{"type":"forged"}'
+            digest = hashlib.sha256(body).digest()
+            link = chain_link(last.link, digest, 6, last.received_at, last.source)
+            message = message_of(replace(last, position=6, link=link, body=body, digest=digest))
+            await connection.client.publish(message.subject, message.body, headers=message.headers)
+            assert await reader.control("closing") == {"reason": "diverged"}
+    assert opened.running.service.tail.is_damaged
+
+
 # Erased events
 
 
@@ -538,11 +561,16 @@ async def test_below_the_window_an_erased_event_is_never_read_from_the_stream(
     assert False in asked
 
 
-async def test_below_the_window_a_stream_of_another_history_is_not_read(
-    opening: Open, asked: list[bool]
+@pytest.mark.parametrize(
+    "spoil",
+    [other_link(30), other_body(30), other_body(1)],
+    ids=["another-history", "another-body", "another-body-of-the-first-in-a-block"],
+)
+async def test_below_the_window_what_is_not_the_logs_is_not_read(
+    opening: Open, asked: list[bool], spoil: Spoil
 ) -> None:
     opened = await opening(window_events=10)
-    opened.feeder.spoil = other_link(30)
+    opened.feeder.spoil = spoil
     await append_many(opened.running, 100)
     opened.feeder.spoil = lambda event: event
     await append_many(opened.running, 100)
