@@ -109,8 +109,8 @@ class NatsTail:
         """Follow the log, for ever. Raises whatever stops it, for the supervisor to begin anew."""
         await self._tail.begin()
         with self._tail.alarming():
-            while True:
-                async with AsyncExitStack() as stack:
+            async with AsyncExitStack() as stack:  # of what is followed
+                while True:
                     connection, feed = await race(
                         self._seek(stack), self._follow_postgres(), self._listening()
                     )
@@ -147,6 +147,7 @@ class NatsTail:
 
     async def _seek(self, stack: AsyncExitStack) -> tuple[Connection, Feed]:
         """Return a feed of the stream once it fits and keeps up, however long that takes."""
+        await stack.aclose()  # a server that hangs takes its time: Postgres is followed meanwhile
         while True:
             pause_s = RETURN_S[min(self._falls, len(RETURN_S) - 1)]
             await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))  # noqa: S311 - no herd

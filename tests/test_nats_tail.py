@@ -27,9 +27,10 @@ from service.nats_log import MirroredLog
 from service.nats_tail import NatsTail
 from service.roles import ALL, spell
 from tests.bridge import USER, new_event
+from tests.certificates import Authority
 from tests.logkeeping import append, append_many, positions, replace_log, sample
 from tests.nats_feeder import Feeder, Spoil, delete_stream, feeding_stream, other_link
-from tests.nats_server import NatsServer, nats_cluster
+from tests.nats_server import NatsServer, nats_cluster, nats_server
 from tests.reader import Block, follow, reading
 from tests.running import WITHIN_S, Database, Running, eventually, make_settings, running_service
 
@@ -222,6 +223,28 @@ async def test_a_server_that_says_nothing_is_given_up_within_a_bound(
         await opened.reach("nats")
         await grows(position)
     assert opened.fallbacks("away") >= 1
+
+
+async def test_postgres_is_followed_while_the_connection_that_hangs_is_being_closed(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With TLS the other side is to say goodbye as well, and does not."""
+    shorten(monkeypatch)
+    monkeypatch.setattr("service.nats.CLOSE_TIMEOUT_S", 60.0)
+    authority = Authority(tmp_path)
+    certificate, ca = authority.issue("127.0.0.1"), tmp_path / "ca.pem"
+    ca.write_text(authority.pem())
+    more = f'tls {{ cert_file: "{certificate.chain}", key_file: "{certificate.key}" }}'
+    with nats_server(tmp_path / "nats", more=more) as server:
+        url = server.url.replace("nats:", "tls:")
+        async with gateway(database, url, nats_ca=ca) as opened:
+            await append(opened.running)
+            assert opened.source() == "nats"
+            server.freeze()
+            await append(opened.running)
+            assert opened.source() == "postgres"
+            server.thaw()
+            await opened.reach("nats")
 
 
 async def test_a_mirror_that_lags_is_noticed_without_anybody_asking(
