@@ -44,6 +44,7 @@ def make_following(base: Base, on_changed: Callable[[], None]) -> Following:
 def _follow_nats(base: Base, tail: Tail) -> Following:
     """Put a tail that follows the mirror before `tail`. Its library comes with an extra."""
     try:
+        from service.nats import check_login
         from service.nats_log import MirroredLog
         from service.nats_tail import NatsTail
     except ModuleNotFoundError as missing:
@@ -51,6 +52,7 @@ def _follow_nats(base: Base, tail: Tail) -> Following:
             f"{missing.name} is missing, CAUSEWAY_TAIL=nats needs it: install causeway[server,nats]"
         ) from missing
     settings, database = base.settings, base.database
+    check_login(settings)
     # For the relay one listens all the time; for the tail only while it follows Postgres.
     is_heard = Role.RELAY in settings.roles
     listener = None if is_heard else Listener(database.direct_dsn, tail.hear)

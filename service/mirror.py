@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 from service.erase import Erasures
 from service.errors import (
+    ConfigError,
     LogDamaged,
     LogUnavailable,
     MirrorUnavailable,
@@ -121,7 +122,7 @@ class Mirror:
         except Misfit as error:
             self._metrics.misfit.labels(self._name).set(1)
             self._say(f"stopped: {error}. See `causeway mirror check`", is_misfit=True)
-        except (MirrorUnavailable, StreamRefused) as error:
+        except (MirrorUnavailable, StreamRefused, ConfigError) as error:
             self._say(str(error))
         await self._measure()
 

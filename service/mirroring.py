@@ -7,13 +7,15 @@ from service.eventlog import EventLog
 from service.listen import Listener
 from service.mirror import Mirror
 from service.mirror_lease import MirrorLease
+from service.nats import check_login
 
 
 def start_mirroring(base: Base) -> Mirror:
-    """Start the mirror's loops. Raises ConfigError if nobody said where NATS is."""
+    """Start the mirror's loops. Raises ConfigError if it is not said how to reach NATS."""
     settings, direct_dsn = base.settings, base.database.direct_dsn
     if not settings.nats_urls:
         raise ConfigError("CAUSEWAY_NATS_URL is not set: the role mirror needs it")
+    check_login(settings)
     mirror = Mirror(
         settings,
         EventLog(base.database.tail),

@@ -152,6 +152,11 @@ class Stream:
         return event_of(found.headers or {}, found.data or b"")
 
 
+def check_login(settings: NatsSettings) -> None:
+    """Raise ConfigError, at the start, for what nobody could log in with."""
+    _options(settings)
+
+
 def _options(settings: NatsSettings) -> dict[str, Any]:
     """Return how to log in. Raises ConfigError."""
     options: dict[str, Any] = {}

@@ -15,7 +15,13 @@ from time import perf_counter
 from typing import Any
 
 from service.config import Settings
-from service.errors import LogUnavailable, MirrorUnavailable, Misfit, NotMirrored
+from service.errors import (
+    ConfigError,
+    LogUnavailable,
+    MirrorUnavailable,
+    Misfit,
+    NotMirrored,
+)
 from service.event import GENESIS_POSITION, Event, chain_link
 from service.eventlog import EventLog
 from service.listen import Listener
@@ -36,7 +42,7 @@ LOOK_BACK = 10  # positions that are compared with the window, before the stream
 POLL_S = 0.1
 RETRY_S = 1.0
 NATS, POSTGRES = "nats", "postgres"
-TROUBLES = (MirrorUnavailable, Misfit, NotMirrored, StreamGone)
+TROUBLES = (MirrorUnavailable, Misfit, NotMirrored, StreamGone, ConfigError)
 
 
 class Lagging(MirrorUnavailable):
@@ -286,6 +292,6 @@ def reason_of(error: Exception) -> str:
     """Return the label of an error: away, lagging, gone or misfit."""
     if isinstance(error, Lagging):
         return "lagging"
-    if isinstance(error, MirrorUnavailable):
+    if isinstance(error, MirrorUnavailable | ConfigError):
         return "away"
     return "gone" if isinstance(error, StreamGone) else "misfit"

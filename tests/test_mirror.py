@@ -16,6 +16,7 @@ from service.erase import Erasures
 from service.eventlog import EventLog
 from service.mirrored import message_of
 from tests.bridge import USER, new_event
+from tests.certificates import Authority
 from tests.commands import command
 from tests.conftest import REQUIRE_ALL
 from tests.mirroring import (
@@ -224,6 +225,24 @@ async def test_nats_goes_away_and_comes_back(
     await until_level(mirror, 100)
     assert await assert_mirrored(nats, eventlog) == 100
     assert await note_of(mirror) == "mirroring"
+
+
+async def test_a_file_to_log_in_with_that_is_lost_interrupts_the_mirror(
+    start: Start, service: Running, nats: NatsServer, tmp_path: Path
+) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.write_text(Authority(tmp_path).pem())
+    mirror = await start(roles="mirror", nats_url=nats.url, nats_ca=ca)
+    await eventually(lambda: value(mirror, "causeway_mirror_active") == 1)
+    lost = ca.rename(tmp_path / "lost.pem")
+    nats.kill()
+    nats.start()
+    await fill(service.service.eventlog, 5)
+    async with asyncio.timeout(10):
+        while "CAUSEWAY_NATS_CA" not in await note_of(mirror):
+            await asyncio.sleep(0.05)
+    lost.rename(ca)
+    await until_level(mirror, 5)
 
 
 async def test_a_nats_that_hangs_is_left_and_found_again(

@@ -98,6 +98,17 @@ async def test_both_sides_show_a_certificate(tmp_path: Path) -> None:
         await _connect(make_settings(nats_url=server.url, nats_ca=tmp_path / "nothing.pem"))
 
 
+@pytest.mark.parametrize("role", [{"roles": "mirror"}, {"roles": "stream", "tail": "nats"}])
+@pytest.mark.parametrize(
+    ("name", "value"), [("nats_ca", "/nothing.pem"), ("nats_credentials", "no such text")]
+)
+async def test_what_nobody_could_log_in_with_stops_the_start(
+    start: Start, role: dict[str, str], name: str, value: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"CAUSEWAY_{name.upper()}"):
+        await start(nats_url="nats://127.0.0.1:1", **role, **{name: value})
+
+
 async def _connect(settings: Settings) -> None:
     async with connected(settings, "a test") as connection:
         await connection.client.flush(timeout=60)

@@ -293,6 +293,34 @@ async def test_without_nats_a_gateway_starts_and_serves_from_postgres(
         assert "NATS cannot answer" in await opened.note()
 
 
+async def test_a_file_to_log_in_with_that_is_lost_is_an_alarm_and_costs_no_event(
+    database: Database,
+    nats: NatsServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As while it is being replaced: Postgres is followed without a break, then NATS again."""
+    shorten(monkeypatch)
+    ca = tmp_path / "ca.pem"
+    ca.write_text(Authority(tmp_path).pem())
+    settings = make_settings(tail="nats", nats_url=nats.url, roles="stream,ingest")
+    async with (
+        feeding_stream(database, settings),
+        running_service(settings.model_copy(update={"nats_ca": ca}), database) as running,
+    ):
+        opened = Gateway(running, None, running)  # type: ignore[arg-type]
+        lost = ca.rename(tmp_path / "lost.pem")
+        nats.kill()
+        await opened.reach("postgres")
+        await eventually(lambda: any("CAUSEWAY_NATS_CA" in alarm for alarm in alarms(caplog)))
+        await append(running)
+        lost.rename(ca)
+        nats.start()
+        await opened.reach("nats", within_s=20)
+    assert "loop failed" not in caplog.messages
+
+
 # A stream that is wrong
 
 
