@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,11 +11,17 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from nats.aio.msg import Msg
+from prometheus_client import CollectorRegistry
 
 from service.db import Connection
 from service.erase import Erasures
+from service.errors import MirrorUnavailable
 from service.eventlog import EventLog
+from service.mirror_metrics import MirrorMetrics
 from service.mirrored import message_of
+from service.nats import connected
+from service.publisher import publishing
 from tests.bridge import USER, new_event
 from tests.certificates import Authority
 from tests.commands import command
@@ -317,6 +324,75 @@ async def test_postgres_goes_away_and_comes_back(
     assert await assert_mirrored(nats, eventlog) == 30
 
 
+async def test_a_mirror_whose_lease_is_lost_mirrors_no_more_until_it_has_it_again(
+    start: Start, service: Running, nats: NatsServer, owner: Connection
+) -> None:
+    """Its session in Postgres is ended, and no other."""
+    holder = (
+        "SELECT pid FROM pg_locks JOIN pg_stat_activity USING (pid) "
+        "WHERE classid::bigint = hashtext('causeway.mirror')::bigint & 4294967295 "
+        "AND datname = current_database() AND granted"
+    )
+    mirror = await start(roles="mirror", nats_url=nats.url)
+    await fill(service.service.eventlog, 5)
+    await until_level(mirror, 5)
+    lost = await owner.fetchval(holder)
+    await owner.execute("SELECT pg_terminate_backend($1)", lost)
+    async with asyncio.timeout(15):
+        while await owner.fetchval(holder) in (None, lost):
+            await asyncio.sleep(0.05)
+    await fill(service.service.eventlog, 5)
+    await until_level(mirror, 10)
+
+
+async def test_no_more_is_on_its_way_than_the_window_says(
+    start: Start, service: Running, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.publisher.ACK_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("service.mirror.RETRY_S", 60.0)
+    await make_stream(nats)
+    await fill(service.service.eventlog, 50)
+    async with nats_proxy(nats.port, answers=0) as proxy:
+        mirror = await start(roles="mirror", nats_url=proxy.url, nats_window_events=10)
+        await eventually(lambda: publishes(mirror, "unsure") > 0)
+        assert publishes(mirror, "unsure") == proxy.publishes.passed == 10
+
+
+@pytest.mark.parametrize(("to", "sequence"), [(2, 3), (3, 2), (3, 3), (2, 1)])
+async def test_an_acknowledgement_of_another_number_or_out_of_turn_ends_it(
+    nats: NatsServer, to: int, sequence: int
+) -> None:
+    """None counts as acknowledged because another one was."""
+    metrics = MirrorMetrics(CollectorRegistry())
+    async with (
+        connected(make_settings(nats_url=nats.url), "a test") as connection,
+        publishing(connection, STREAM, 0, 10, metrics) as publisher,
+    ):
+        publisher.published = 3
+        inbox = publisher.answers.removesuffix("*")
+        client = connection.client
+        await publisher.hear(Msg(client, subject=f"{inbox}1", data=b'{"seq":1}'))
+        assert publisher.position == 1
+        answer = b'{"seq":%d}' % sequence
+        await publisher.hear(Msg(client, subject=f"{inbox}{to}", data=answer))
+        with pytest.raises(MirrorUnavailable, match=f"acknowledged {sequence}, position 2 was due"):
+            await publisher.settle()
+        assert publisher.position == 1
+
+
+async def test_a_stream_that_is_made_anew_is_filled_though_nothing_arrives(
+    start: Start, database: Database, service: Running, nats: NatsServer
+) -> None:
+    mirror = await start(roles="mirror", nats_url=nats.url, poll_s=0.1)
+    await fill(service.service.eventlog, 20)
+    await until_level(mirror, 20)
+    where = {"DATABASE_URL": database.service_dsn, "CAUSEWAY_NATS_URL": nats.url}
+    done = await command("mirror", "rebuild", "--yes", **where)
+    assert done.out == "the stream CAUSEWAY is empty, and begins at position 1\n", done.err
+    await eventually(lambda: _last(nats) == 20)
+    assert await assert_mirrored(nats, service.service.eventlog) == 20
+
+
 async def test_a_stream_that_was_deleted_is_made_anew(
     start: Start, service: Running, nats: NatsServer
 ) -> None:
@@ -328,6 +404,30 @@ async def test_a_stream_that_was_deleted_is_made_anew(
     await fill(eventlog, 20)
     await eventually(lambda: _last(nats) == 40)
     assert await assert_mirrored(nats, eventlog) == 40
+
+
+async def test_a_stream_that_lost_its_end_gets_it_again(
+    start: Start, service: Running, nats: NatsServer, tmp_path: Path
+) -> None:
+    """As a server does that crashes before it has synced: its store is put back to an older one."""
+    eventlog = service.service.eventlog
+    mirror = await start(roles="mirror", nats_url=nats.url)
+    await fill(eventlog, 20)
+    await until_level(mirror, 20)
+    nats.stop()
+    shutil.copytree(nats.folder / "store", tmp_path / "older")
+    nats.start()
+    await fill(eventlog, 20)
+    await until_level(mirror, 40)
+    nats.kill()
+    shutil.rmtree(nats.folder / "store")
+    shutil.copytree(tmp_path / "older", nats.folder / "store")
+    nats.start()
+    nats.wait()
+    await eventually(lambda: _last(nats) == 40)
+    await fill(eventlog, 5)
+    await until_level(mirror, 45)
+    assert await assert_mirrored(nats, eventlog) == 45
 
 
 @pytest.mark.parametrize("poll_s", [0.05, 60.0], ids=["seen", "unseen"])

@@ -5,6 +5,7 @@ A second service on the same log follows Postgres: what both send must be the sa
 
 import asyncio
 import hashlib
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from service import mirror as mirror_module
 from service import nats_feed, nats_log, nats_tail
 from service.db import Connection, create_pool
 from service.erase import Erasures
+from service.errors import Misfit
 from service.event import Event, chain_link
 from service.eventlog import Bounds
 from service.mirrored import message_of
@@ -361,6 +363,28 @@ async def test_a_purged_stream_is_followed_on_and_what_is_gone_is_read_from_post
     assert opened.source() == "nats"
 
 
+async def test_a_stream_that_lost_its_end_costs_no_event(
+    opened: Gateway, nats: NatsServer, tmp_path: Path
+) -> None:
+    """The mirror publishes again what the gateway had before."""
+    async with load(opened) as position:
+        await grows(position)
+        nats.stop()
+        shutil.copytree(nats.folder / "store", tmp_path / "older")
+        nats.start()
+        nats.wait()
+        await opened.reach("nats", within_s=15)
+        await grows(position)
+        nats.kill()
+        shutil.rmtree(nats.folder / "store")
+        shutil.copytree(tmp_path / "older", nats.folder / "store")
+        nats.start()
+        nats.wait()
+        await opened.reach("nats", within_s=15)
+        await grows(position)
+    assert opened.fallbacks("misfit") == 0
+
+
 def other_body(at: int) -> Spoil:
     """Spoil the event at `at`: another body under the same link."""
     return lambda event: replace(event, body=b"{}") if event.position == at else event
@@ -391,6 +415,18 @@ async def test_another_history_of_the_log_is_the_same_alarm_as_without_nats(
         await replace_log(owner, 3)
         assert await reader.control("closing") == {"reason": "diverged"}
     assert opened.running.service.tail.is_damaged
+
+
+async def test_what_comes_again_is_compared_with_what_was_handed_out(opening: Open) -> None:
+    opened = await opening()
+    await append_many(opened.running, 3)
+    tail = opened.running.service.tail
+    assert isinstance(tail, NatsTail)
+    [_, second, third] = await opened.running.service.eventlog.read_after(0)
+    await tail._take([second, third])
+    with pytest.raises(Misfit, match="another event at 3 than the log"):
+        await tail._take([second, replace(third, link=bytes(32))])
+    assert opened.running.service.window.position == 3
 
 
 async def test_an_event_that_is_forged_to_fit_ends_the_streams_as_another_history(
@@ -610,6 +646,24 @@ async def test_below_the_window_an_erased_event_is_never_read_from_the_stream(
     blocks = await opened.same(100)
     assert blocks[29].event == "causeway.erased"
     assert False in asked
+
+
+async def test_an_event_that_is_erased_after_it_was_read_is_a_tombstone_before_long(
+    opening: Open, erasures: Erasures, asked: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nats_log, "PROVEN_S", 1.0)
+    opened = await opening(window_events=10)
+    events = [new_event(user_uuid=USER if number == 30 else OTHER) for number in range(1, 101)]
+    await append(opened.running, *events)
+    await opened.same(100)
+    assert all(asked)
+    await erasures.erase_user(USER, reason="test", by="test")
+    async with asyncio.timeout(10):
+        found: list[Block] = []
+        while not any(block.event == "causeway.erased" for block in found):
+            found.clear()
+            await follow(opened.running.url, found, until=100)
+    await opened.same(100)
 
 
 @pytest.mark.parametrize(
