@@ -16,8 +16,6 @@ from service.window import CHUNK_BYTES, Chunk, Frame, View
 KEPT_S = 1.0  # an erased event is sent for so long at the most, as the window's is
 KEPT_BYTES = 16 * 1024 * 1024
 
-Seen = tuple[int, bytes | None]  # the last id that a reader was sent, and its link if it is known
-
 
 class CatchUp:
     """The pages that readers ask for now."""
@@ -28,27 +26,27 @@ class CatchUp:
         self._pages: dict[Hashable, asyncio.Task[Chunk | None]] = {}
         self._kept_bytes = 0
 
-    async def page(self, position: int, head: int, seen: Seen, view: View) -> Chunk | None:
+    async def page(self, position: int, link: bytes | None, head: int, view: View) -> Chunk | None:
         """Return what follows `position`, as `view` shows it; None if there is nothing yet.
 
-        A filtered view looks as far as `head` at the most. Raises PositionPruned if events after
-        `position` are gone, LogDamaged at a hole, LogDiverged or PositionAhead if the page is not
-        of the history that the reader has `seen`: none is ever passed over in silence. Who stops
-        waiting does not stop the read: others may wait for it.
+        `link` is the one at `position` in the history that the reader has read, None if it has read
+        nothing. A filtered view looks as far as `head` at the most. Raises PositionPruned if events
+        after `position` are gone, LogDamaged at a hole, LogDiverged or PositionAhead if the page is
+        not of that history: none is ever passed over in silence. Who stops waiting does not stop
+        the read: others may wait for it.
         """
-        key = (position, seen, view)
+        key = (position, link, view)
         page = self._pages.get(key)
         if page is None:
-            page = asyncio.create_task(self._read(position, head, seen, view), name="page")
+            page = asyncio.create_task(self._read(position, link, head, view), name="page")
             self._pages[key] = page
             page.add_done_callback(lambda done: self._keep(key, done))
         return await asyncio.shield(page)
 
-    async def _read(self, position: int, head: int, seen: Seen, view: View) -> Chunk | None:
+    async def _read(self, position: int, link: bytes | None, head: int, view: View) -> Chunk | None:
         chunk = await read_page(self._eventlog, position, head, view)
-        seen_position, link = seen
         if link is not None:  # after the read: what was read must be of the history it has read
-            await self._eventlog.check(seen_position, link.hex())
+            await self._eventlog.check(position, link.hex())
         return chunk
 
     def _keep(self, key: Hashable, page: "asyncio.Task[Chunk | None]") -> None:
@@ -67,7 +65,7 @@ class CatchUp:
 
 
 async def read_page(eventlog: ReadableLog, position: int, head: int, view: View) -> Chunk | None:
-    """Read what `CatchUp.page` returns, but for what the reader has seen."""
+    """Read what `CatchUp.page` returns, but for what history the reader has read."""
     if view.filter.is_everything:
         limit = PAGE_EVENTS - position % PAGE_EVENTS
         events = await eventlog.read_after(position, limit=limit, max_bytes=CHUNK_BYTES, head=head)
@@ -79,4 +77,6 @@ async def read_page(eventlog: ReadableLog, position: int, head: int, view: View)
     if not events and scanned_to <= position:
         return None
     chunk = view.join((Frame(event) for event in events), scanned_to=scanned_to)
-    return chunk if chunk.link else replace(chunk, link=await eventlog.link_at(chunk.position))
+    if chunk.link is not None:
+        return chunk
+    return replace(chunk, link=await eventlog.check(chunk.position, None))

@@ -49,11 +49,11 @@ class Subscriber:
         "closing",
         "ends_at",
         "hold",
-        "id_link",
         "id_position",
         "is_heartbeat_due",
         "is_live",
         "is_standing_by",
+        "link",
         "opened_s",
         "position",
         "sending_since",
@@ -66,7 +66,8 @@ class Subscriber:
         self.caller = caller
         self.position = position
         self.id_position = position  # what the client would resume with
-        self.id_link: bytes | None = None  # the link of that id, once one was sent
+        # The link at `position`, once it is known: what was sent is of its history.
+        self.link: bytes | None = None
         self.opened_s = time.time()
         self.ends_at = ends_at
         self.sent_at = now
@@ -104,7 +105,7 @@ class Subscriber:
         self.hold = hold
         self.is_standing_by = False
         self.position = self.id_position = hold.lease.position
-        self.id_link = hold.lease.link
+        self.link = hold.lease.link
 
     async def wait(self, window: Window, take: Callable[[], bool] = lambda: False) -> None:
         """Return when there is something to do that `take` cannot do.

@@ -204,18 +204,18 @@ class Stream:
         if chunk.sent_to is not None:
             if not writer.write_now(chunk.data):
                 return False
-            subscriber.id_link = chunk.sent_link
             self._count(subscriber, chunk)
         self._note(subscriber, chunk)
-        subscriber.position, subscriber.id_position = chunk.position, last_id
+        subscriber.position, subscriber.link = chunk.position, chunk.link
+        subscriber.id_position = last_id
         return chunk.position == window.position
 
     async def _deliver(self, subscriber: Subscriber, chunk: Chunk, writer: Writer) -> None:
-        subscriber.position = chunk.position
+        subscriber.position, subscriber.link = chunk.position, chunk.link
         self._note(subscriber, chunk)
         if chunk.sent_to is not None:
             await writer.write(chunk.data)
-            subscriber.id_position, subscriber.id_link = chunk.sent_to, chunk.sent_link
+            subscriber.id_position = chunk.sent_to
             self._count(subscriber, chunk)
         if subscriber.position - subscriber.id_position >= self._settings.checkpoint_events:
             await writer.write(await self._checkpoint(subscriber))
@@ -238,9 +238,8 @@ class Stream:
             subscriber.is_live = False
             await writer.control("fell_behind", position=subscriber.position)
         try:
-            seen = (subscriber.id_position, subscriber.id_link)
             chunk = await self._catching_up.page(
-                subscriber.position, self._window.position, seen, view
+                subscriber.position, subscriber.link, self._window.position, view
             )
             if chunk is not None:
                 await self._deliver(subscriber, chunk, writer)
@@ -259,18 +258,20 @@ class Stream:
     async def _checkpoint(self, subscriber: Subscriber) -> bytes:
         """Return a block that moves the client's id to where the subscriber stands.
 
-        A heartbeat instead if its link cannot be had now: the id moves another time.
+        A heartbeat instead if its link cannot be had now: the id moves another time. What was read
+        says the link: the log may be of another history by now.
         """
         position = subscriber.position
         if subscriber.closing == "diverged":
             return HEARTBEAT  # the log's link there is of another history
         try:
-            link = self._window.link_at(position) or await self._eventlog.link_at(position)
+            link = subscriber.link or self._window.link_at(position)
+            link = link or await self._eventlog.link_at(position)
         except LogUnavailable:
             link = None
         if link is None:
             return HEARTBEAT
-        subscriber.id_position, subscriber.id_link = position, link
+        subscriber.id_position, subscriber.link = position, link
         return checkpoint_block(position, link)
 
     async def _end(self, subscriber: Subscriber, writer: Writer) -> None:

@@ -46,14 +46,12 @@ class Chunk:
     """Frames joined for one write.
 
     `position` is where a reader stands after it, `link` the one there, where it is known;
-    `positions` are those of the events in it, none if none matched (then `data` is empty);
-    `sent_link` is the link of the last of them.
+    `positions` are those of the events in it, none if none matched (then `data` is empty).
     """
 
     data: bytes
     position: int
     positions: tuple[int, ...]
-    sent_link: bytes | None
     receipts: Receipts
     link: bytes | None
 
@@ -108,7 +106,7 @@ class View:
         received: list[float] = []
         size, position = 0, scanned_to
         positions: list[int] = []
-        link = sent_link = None
+        link = None
         for frame in frames:
             if size >= CHUNK_BYTES:
                 break
@@ -120,12 +118,11 @@ class View:
             received.append(frame.received_s)
             size += len(block)
             positions.append(position)
-            sent_link = link
         else:
             if position < scanned_to:
                 position, link = scanned_to, None
         data = b"".join(blocks)
-        return Chunk(data, position, tuple(positions), sent_link, Receipts.of(received), link)
+        return Chunk(data, position, tuple(positions), Receipts.of(received), link)
 
 
 class Window:

@@ -16,7 +16,7 @@ from service.window import View, Window
 from tests.bridge import new_event
 from tests.running import Database, eventually
 
-NOTHING_SEEN = (0, None)
+NOTHING_READ = None
 TIMES = 20
 
 
@@ -52,9 +52,9 @@ def view(filter_: Filter = EVERYTHING) -> View:
 
 async def test_a_crowd_at_one_place_costs_one_read(log: CountedLog) -> None:
     pages, everything = CatchUp(log), view()
-    crowd = [pages.page(100, 1200, NOTHING_SEEN, everything) for _ in range(TIMES)]
+    crowd = [pages.page(100, NOTHING_READ, 1200, everything) for _ in range(TIMES)]
     chunks = await asyncio.gather(*crowd)
-    assert await pages.page(100, 1200, NOTHING_SEEN, everything) is chunks[0], "and it is kept"
+    assert await pages.page(100, NOTHING_READ, 1200, everything) is chunks[0], "and it is kept"
     assert (log.reads, len(set(map(id, chunks)))) == (1, 1)
     assert chunks[0] is not None
     assert chunks[0].positions == tuple(range(101, 501))
@@ -66,7 +66,7 @@ async def test_readers_from_different_places_soon_stand_together(log: CountedLog
         position = begin
         seen: list[int] = []
         while position < 1200:
-            chunk = await pages.page(position, 1200, NOTHING_SEEN, everything)
+            chunk = await pages.page(position, NOTHING_READ, 1200, everything)
             assert chunk is not None
             seen += chunk.positions
             position = chunk.position
@@ -76,36 +76,36 @@ async def test_readers_from_different_places_soon_stand_together(log: CountedLog
 
 async def test_another_view_has_pages_of_its_own(log: CountedLog) -> None:
     pages, everything, none = CatchUp(log), view(), view(Filter(topics=frozenset({"never"})))
-    assert (chunk := await pages.page(0, 1200, NOTHING_SEEN, everything)) and chunk.data
-    assert (chunk := await pages.page(0, 1200, NOTHING_SEEN, none)) and not chunk.data
+    assert (chunk := await pages.page(0, NOTHING_READ, 1200, everything)) and chunk.data
+    assert (chunk := await pages.page(0, NOTHING_READ, 1200, none)) and not chunk.data
 
 
-async def test_who_has_seen_another_history_gets_no_page_that_others_get(log: CountedLog) -> None:
+async def test_who_has_read_another_history_gets_no_page_that_others_get(log: CountedLog) -> None:
     pages, everything = CatchUp(log), view()
     link = await log.link_at(100)
-    assert await pages.page(100, 1200, (100, link), everything)
+    assert await pages.page(100, link, 1200, everything)
     with pytest.raises(LogDiverged):
-        await pages.page(100, 1200, (100, bytes(32)), everything)
+        await pages.page(100, bytes(32), 1200, everything)
     with pytest.raises(LogDiverged):
-        await pages.page(100, 1200, (100, bytes(32)), everything)
+        await pages.page(100, bytes(32), 1200, everything)
 
 
 async def test_a_failed_read_and_an_empty_one_are_not_kept(log: CountedLog) -> None:
     pages, everything = CatchUp(log), view()
     log.failures = 1
-    crowd = [pages.page(0, 1200, NOTHING_SEEN, everything) for _ in range(3)]
+    crowd = [pages.page(0, NOTHING_READ, 1200, everything) for _ in range(3)]
     failed = await asyncio.gather(*crowd, return_exceptions=True)
     assert [type(error) for error in failed] == [LogUnavailable] * 3
-    assert await pages.page(0, 1200, NOTHING_SEEN, everything)
-    assert await pages.page(1200, 1200, NOTHING_SEEN, everything) is None
+    assert await pages.page(0, NOTHING_READ, 1200, everything)
+    assert await pages.page(1200, NOTHING_READ, 1200, everything) is None
     await log.append(events(1), timeout_s=30)
-    assert await pages.page(1200, 1201, NOTHING_SEEN, everything)
+    assert await pages.page(1200, NOTHING_READ, 1201, everything)
 
 
 async def test_a_reader_that_goes_does_not_take_the_page_from_the_others(log: CountedLog) -> None:
     pages, everything = CatchUp(log), view()
     gone, stays = [
-        asyncio.create_task(pages.page(0, 1200, NOTHING_SEEN, everything)) for _ in range(2)
+        asyncio.create_task(pages.page(0, NOTHING_READ, 1200, everything)) for _ in range(2)
     ]
     await asyncio.sleep(0)
     gone.cancel()
@@ -118,13 +118,13 @@ async def test_what_is_kept_is_bounded_by_time_and_bytes(
 ) -> None:
     monkeypatch.setattr(catchup, "KEPT_S", 0.1)
     pages, everything = CatchUp(log), view()
-    first = await pages.page(0, 1200, NOTHING_SEEN, everything)
+    first = await pages.page(0, NOTHING_READ, 1200, everything)
     assert first is not None
     monkeypatch.setattr(catchup, "KEPT_BYTES", len(first.data) + 1)
-    await pages.page(500, 1200, NOTHING_SEEN, everything)
-    await pages.page(500, 1200, NOTHING_SEEN, everything)
+    await pages.page(500, NOTHING_READ, 1200, everything)
+    await pages.page(500, NOTHING_READ, 1200, everything)
     assert log.reads == 3, "there was no room for the second page"
     await eventually(lambda: not pages._pages)
     assert pages._kept_bytes == 0
-    await pages.page(0, 1200, NOTHING_SEEN, everything)
+    await pages.page(0, NOTHING_READ, 1200, everything)
     assert log.reads == 4

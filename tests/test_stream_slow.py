@@ -2,9 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
+from service.catchup import CatchUp
+from service.errors import LogUnavailable
+from service.window import Chunk
 from tests.bridge import new_event
 from tests.logkeeping import (
     PAD,
@@ -13,6 +17,7 @@ from tests.logkeeping import (
     Owner,
     append,
     append_large,
+    append_many,
     id_of,
     positions,
     prune,
@@ -192,3 +197,27 @@ async def test_a_slow_subscriber_is_not_led_over_into_another_history(
     assert [block.id for block in seen] == old_ids[: len(seen)]
     async with reading(service.url, last_event_id=reader.last_id) as again:
         assert again.status == 409
+
+
+async def test_a_heartbeat_leads_nobody_over_into_another_history(
+    start: Start, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.eventlog.SCAN_POSITIONS", 50)
+    service = await start(window_events=1, heartbeat_s=0.2, poll_s=60, checkpoint_events=10_000)
+    await append_many(service, 120)
+    old_ids = {await id_of(service, position) for position in range(121)}
+    page = CatchUp.page
+
+    async def fail_over(pages: CatchUp, position: int, *rest: Any) -> Chunk | None:
+        """Lose all but 20 events while a reader that has looked through 50 waits for its page."""
+        if position == 50 and await id_of(service, 50) in old_ids:
+            await replace_log(owner, 20)
+            events = [new_event("user.deleted" if n == 35 else "item.created") for n in range(40)]
+            await service.service.eventlog.append(events, timeout_s=10)
+            raise LogUnavailable("a standby takes over")
+        return await page(pages, position, *rest)
+
+    monkeypatch.setattr(CatchUp, "page", fail_over)
+    async with reading(service.url, "from=start&type=user.deleted&control=1") as reader:
+        assert (await reader.control("closing"))["reason"] == "diverged"
+    assert {block.id for block in reader.seen if block.id} <= old_ids
