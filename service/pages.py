@@ -19,6 +19,7 @@ from service.cursor import (
     FILTER_PARAMS,
     START_PARAMS,
     Params,
+    Place,
     Start,
     parse_begin,
     parse_filter,
@@ -87,7 +88,8 @@ class Pages:
         deadline = self._clock() + _number(params, "wait", 0, 0, MAX_WAIT_S)
         begin = parse_begin(params, request.headers.get("last-event-id"), Start())
         position = await resolve(begin, self._eventlog, self._window)
-        page = await self._read(position, filter_, limit, deadline)
+        digits = begin.link_digits if isinstance(begin, Place) else None
+        page = await self._read(position, digits, filter_, limit, deadline)
         return await self._answer(page, media_type)
 
     async def get_event(self, request: Request) -> Response:
@@ -122,13 +124,20 @@ class Pages:
     async def _authenticate(self, request: Request) -> Caller:
         return await self._tokens.authenticate(bearer_token(request.scope["headers"]), "stream")
 
-    async def _read(self, position: int, filter_: Filter, limit: int, deadline: float) -> Page:
-        """Read until there is an event, or until the log's end and the deadline."""
+    async def _read(
+        self, position: int, digits: str | None, filter_: Filter, limit: int, deadline: float
+    ) -> Page:
+        """Read until there is an event, or until the log's end and the deadline.
+
+        What is read must be of the history that the reader has read: `digits` are those of the link
+        at `position`, None if it did not say. Raises LogDiverged, PositionAhead or PositionPruned.
+        """
         while True:
             bell = _Bell()
             self._window.add_waiter(bell)
             try:
                 page = await self._read_once(position, filter_, limit)
+                link = await self._eventlog.check(position, digits)  # after the read
                 left = deadline - self._clock()
                 if page.events or (page.scanned_to == position and left <= 0):
                     return page
@@ -136,7 +145,10 @@ class Pages:
                     if self._window.is_closing:
                         return page
                     await bell.wait(left)
-                position = page.scanned_to
+                else:
+                    position = page.scanned_to
+                    link = await self._eventlog.check(position, None)
+                digits = link.hex()
             finally:
                 self._window.remove_waiter(bell)
 
@@ -144,11 +156,9 @@ class Pages:
         head = (await self._eventlog.bounds()).head_position
         if head <= position:
             return Page([], position)
-        page = await self._eventlog.read_matching(
+        return await self._eventlog.read_matching(
             position, head, filter_, limit=limit, max_bytes=PAGE_BYTES
         )
-        await self._eventlog.check_kept(position)
-        return page
 
     async def _answer(self, page: Page, media_type: str) -> Response:
         link = await self._eventlog.link_at(page.scanned_to)

@@ -25,8 +25,9 @@ from tests.logkeeping import (
     append_many,
     id_of,
     prune,
+    replace_log,
 )
-from tests.running import WITHIN_S, Running
+from tests.running import WITHIN_S, Running, eventually
 
 Start = Callable[..., Awaitable[Running]]
 BATCH = "application/cloudevents-batch+json"
@@ -250,6 +251,20 @@ async def test_pages_refuse_what_the_log_cannot_continue(
     assert refused(answer) == (410, "position_pruned")
     assert answer.json()["error"]["first_position"] == 4
     assert found(await client.get(f"{fresh.url}/events")) == [4, 5]
+
+
+@pytest.mark.parametrize("query", ["", "&type=user.deleted"])
+async def test_a_long_poll_leads_nobody_over_into_another_history(
+    service: Running, client: httpx2.AsyncClient, owner: Owner, query: str
+) -> None:
+    await append_many(service, 5)
+    own_id = await id_of(service, 5)
+    waiting = asyncio.create_task(client.get(f"/events?after={own_id}&wait=20{query}"))
+    await eventually(lambda: service.service.window._waiters)
+    await replace_log(owner, 2)
+    events = [new_event() for _ in range(4)]
+    await service.service.eventlog.append([*events, new_event("user.deleted")], timeout_s=10)
+    assert refused(await waiting) == (409, "log_diverged")
 
 
 # One event.
