@@ -110,22 +110,32 @@ async def audit(
 ) -> Proof:
     """Walk the whole log as it stands now; call `on_progress(done, total)` after each page.
 
-    Small pages and a pause after each leave the event loop to others. Raises LogDamaged naming the
-    first bad position, LogUnavailable if the database is away.
+    Small pages and a pause after each leave the event loop to others. Where pruning overtakes the
+    walk it begins anew, with what is left. Raises LogDamaged naming the first bad position,
+    LogUnavailable if the database is away.
     """
     bounds = await eventlog.bounds()
     chain = _Chain(bounds.anchor_position, bounds.anchor_link)
-    total = bounds.head_position - bounds.anchor_position
     while chain.position < bounds.head_position:
         rows = await eventlog.audit_after(chain.position, limit=page_events, max_bytes=PAGE_BYTES)
+        if not rows or rows[0].event.position != chain.position + 1:
+            now = await eventlog.bounds()
+            if now.anchor_position > chain.position:
+                bounds, chain = now, _Chain(now.anchor_position, now.anchor_link)
+                continue
         if not rows:
             raise LogDamaged(chain.position + 1, "missing, and everything after it")
         for row in rows:
             chain.follow(row)
-        on_progress(min(chain.position - bounds.anchor_position, total), total)
+        done, total = chain.position - bounds.anchor_position, _count(bounds)
+        on_progress(min(done, total), total)
         if pause_s:
             await asyncio.sleep(pause_s)
-    return Proof(total, bounds, chain.erased)
+    return Proof(_count(bounds), bounds, chain.erased)
+
+
+def _count(bounds: Bounds) -> int:
+    return bounds.head_position - bounds.anchor_position
 
 
 async def audit_deliveries(deliveries: Deliveries) -> int:

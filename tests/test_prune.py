@@ -12,7 +12,7 @@ from service.audit import audit
 from service.db import Connection
 from service.errors import LogUnavailable, PositionPruned
 from service.event import NewEvent
-from service.eventlog import EventLog
+from service.eventlog import AuditRow, EventLog
 from service.filter import EVERYTHING
 from service.prune import Behind, Partition, Pruning, Rule, prune
 from tests.bridge import new_event
@@ -96,6 +96,25 @@ async def test_whole_partitions_past_the_age_go_and_the_anchor_follows(
     assert (await audit(log, lambda _done, _total: None)).events == 36
     with pytest.raises(PositionPruned, match="the first event left is 10"):
         await log.read_after(3)
+
+
+async def test_pruning_during_an_audit_is_no_damage(
+    log: EventLog, owner: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audit_after = log.audit_after
+
+    async def then_prune(position: int, **options: int) -> list[AuditRow]:
+        """Read a page; behind the first one the partition that it is of goes."""
+        found = await audit_after(position, **options)
+        if position == 0:
+            assert firsts(await run(owner, older_than=OLD)) == [0]
+        return found
+
+    monkeypatch.setattr(log, "audit_after", then_prune)
+    progress: list[tuple[int, int]] = []
+    proof = await audit(log, lambda done, total: progress.append((done, total)), page_events=4)
+    assert (proof.events, proof.bounds.anchor_position) == (36, 9)
+    assert progress[-1] == (36, 36)
     assert await log.find_time(NOW - timedelta(days=400)) == 10
     assert firsts(await run(owner, older_than=OLD)) == []
 
