@@ -66,11 +66,11 @@ class Recorder:
     async def run(self) -> None:
         """Write results as they come, for ever; while the database is away they wait."""
         while True:
-            await self._has_ended.wait()
-            self._has_ended.clear()
-            while self._ended:
+            while self._ended:  # first: begun anew, it has what the last run could not write
                 await self._write(self._ended[:BATCH])
             self._is_written.set()
+            self._has_ended.clear()
+            await self._has_ended.wait()
 
     async def _write(self, batch: Sequence[Ended]) -> None:
         try:
