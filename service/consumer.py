@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import asyncpg
 
-from service.db import Querier, fetch, statements
+from service.db import Querier, fetch, statements, transaction
 from service.errors import (
     AckAhead,
     ConsumerHeld,
@@ -133,22 +133,20 @@ class Consumers:
         with `is_reset`. If it is moved or changed it loses its holders: they come again, and get
         what it is now.
         """
-        [row] = await fetch(
-            self._database,
-            _SQL.put,
-            name,
-            ack_mode,
-            lease_s,
-            _list(filter_.topics),
-            _list(filter_.item_ids),
-            _list(filter_.account_ids),
-            _list(filter_.user_uuids),
-            _list(filter_.sources),
-            position,
-            link,
-            is_reset,
+        values = (
+            *(name, ack_mode, lease_s, _list(filter_.topics), _list(filter_.item_ids)),
+            *(_list(filter_.account_ids), _list(filter_.user_uuids), _list(filter_.sources)),
         )
-        return bool(row["is_new"])
+        place = (position, link)
+        async with transaction(self._database) as connection:
+            made = await fetch(connection, _SQL.put, *values)
+            is_new = bool(made and made[0]["is_new"])
+            if is_new:
+                await fetch(connection, _SQL.begin, name, *place)
+            elif made or is_reset:
+                moved_to = place if is_reset else (None, None)
+                await fetch(connection, _SQL.take_back, name, *moved_to)
+        return is_new
 
     async def read(self, name: str) -> Consumer:
         """Return one consumer. Raises UnknownConsumer."""

@@ -2,42 +2,39 @@
 
 -- name: put
 -- $1 name, $2 ack mode, $3 lease in seconds, $4..$8 the filter's topics, items, accounts, users,
--- sources (NULL: all; each in order), $9 and $10 the place to begin at and its link, $11: move a known
--- one there, too. Whether it is new. A reset or a change takes the lease from whoever holds it: what
--- an old filter looked through is not done for the new one.
-WITH consumer AS (
-    INSERT INTO causeway.consumer AS known
-        (name, ack_mode, lease_s, topics, item_ids, account_ids, user_uuids, sources)
-    VALUES ($1, $2, $3, $4, $5, $6, $7::uuid[], $8)
-    ON CONFLICT (name) DO UPDATE
-    SET ack_mode = excluded.ack_mode, lease_s = excluded.lease_s, topics = excluded.topics,
-        item_ids = excluded.item_ids, account_ids = excluded.account_ids,
-        user_uuids = excluded.user_uuids, sources = excluded.sources
-    WHERE (
-            known.ack_mode, known.lease_s, known.topics, known.item_ids, known.account_ids,
-            known.user_uuids, known.sources
-        ) IS DISTINCT FROM (
-            excluded.ack_mode, excluded.lease_s, excluded.topics, excluded.item_ids,
-            excluded.account_ids, excluded.user_uuids, excluded.sources
-        )
-    RETURNING name, known.xmax = 0 AS is_new
-),
-first_shard AS (
-    INSERT INTO causeway.consumer_shard (name, shard, position, link, sent_position)
-    SELECT name, 0, $9, $10, $9
-    FROM consumer
-    WHERE is_new
-),
-taken_back AS (
-    UPDATE causeway.consumer_shard
-    SET position = CASE WHEN $11 THEN $9 ELSE position END,
-        link = CASE WHEN $11 THEN $10 ELSE link END,
-        sent_position = CASE WHEN $11 THEN $9 ELSE sent_position END,
-        lease = 0, held_by = NULL, held_since = NULL, lease_until = NULL
-    WHERE name = $1
-        AND ($11 OR EXISTS (SELECT FROM consumer WHERE NOT is_new))
-)
-SELECT coalesce((SELECT is_new FROM consumer), false) AS is_new;
+-- sources (NULL: all; each in order). A row if it was made or changed: whether it is new. Holds the
+-- consumer's row, as take_lease does, until the end of the transaction: its shards are then looked at
+-- by a statement with a snapshot of its own, and are all there are.
+INSERT INTO causeway.consumer AS known
+    (name, ack_mode, lease_s, topics, item_ids, account_ids, user_uuids, sources)
+VALUES ($1, $2, $3, $4, $5, $6, $7::uuid[], $8)
+ON CONFLICT (name) DO UPDATE
+SET ack_mode = excluded.ack_mode, lease_s = excluded.lease_s, topics = excluded.topics,
+    item_ids = excluded.item_ids, account_ids = excluded.account_ids,
+    user_uuids = excluded.user_uuids, sources = excluded.sources
+WHERE (
+        known.ack_mode, known.lease_s, known.topics, known.item_ids, known.account_ids,
+        known.user_uuids, known.sources
+    ) IS DISTINCT FROM (
+        excluded.ack_mode, excluded.lease_s, excluded.topics, excluded.item_ids,
+        excluded.account_ids, excluded.user_uuids, excluded.sources
+    )
+RETURNING known.xmax = 0 AS is_new;
+
+-- name: begin
+-- $1: a new consumer; $2 and $3: the place it begins after and its link.
+INSERT INTO causeway.consumer_shard (name, shard, position, link, sent_position)
+VALUES ($1, 0, $2, $3, $2);
+
+-- name: take_back
+-- $1: a consumer that was changed or reset; $2 and $3: the place to move it to and its link, or NULL.
+-- Takes the lease from whoever holds it: what an old filter looked through is not done for the new one.
+-- Index: consumer_shard_pkey.
+UPDATE causeway.consumer_shard
+SET position = coalesce($2, position), link = coalesce($3, link),
+    sent_position = coalesce($2, sent_position),
+    lease = 0, held_by = NULL, held_since = NULL, lease_until = NULL
+WHERE name = $1;
 
 -- name: read
 -- $1: a name, or NULL for all. A row for each shard, with how far behind the head it is: events, and

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from service.consumer import Ack, Consumers, Lease
+from service.db import create_pool, transaction
 from service.errors import ConsumerHeld, LogUnavailable, ShardsHeld, UnknownConsumer
 from service.eventlog import EventLog
 from service.filter import Filter
@@ -361,6 +362,24 @@ async def test_a_holder_from_before_the_repartition_is_fenced_from_every_shard(
 
 
 # Many processes.
+
+
+async def test_a_reset_holds_for_shards_that_are_made_meanwhile(
+    database: Database, consumers: Consumers, log: EventLog, owner: Owner
+) -> None:
+    await put(consumers, log, position=7)
+    async with (
+        create_pool(database.service_dsn, max_size=1) as pool,
+        transaction(pool) as other,
+        asyncio.timeout(10),
+    ):
+        await other.execute("SELECT causeway.take_lease($1, 1, 2, $2)", NAME, HOLDER)
+        reset = asyncio.create_task(put(consumers, log, position=3, is_reset=True))
+        while not await owner.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+            await asyncio.sleep(0.01)
+    assert not await reset
+    shards = (await consumers.read(NAME)).shards
+    assert [(shard.position, shard.held_by) for shard in shards] == [(3, None), (3, None)]
 
 
 async def test_processes_that_renew_and_ack_in_opposite_orders_never_deadlock(
