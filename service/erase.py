@@ -62,11 +62,14 @@ class Erasures:
         [row] = await fetch(self._database, _SQL.erase_deleted_users, before, USERS)
         return row["users"], row["erased_events"]
 
-    async def after(self, number: int, position: int) -> list[tuple[int, int]]:
-        """Return the erasures after `number` and the positions beyond `position` they erased."""
-        return [
-            tuple(row) for row in await fetch(self._database, _SQL.erased_after, number, position)
-        ]
+    async def after(self, number: int, position: int) -> tuple[list[tuple[int, int]], int]:
+        """Return the erasures after `number` with the positions beyond `position` they erased.
+
+        And the newest erasure's number, to ask with next: what is not beyond `position` is not
+        looked through again.
+        """
+        rows = await fetch(self._database, _SQL.erased_after, number, position)
+        return [tuple(row) for row in rows[:-1]], rows[-1]["erasure_id"] or 0
 
     async def prove(self, first: int, last: int) -> Proof:
         """Return what a copy of the events from `first` to `last` is to be compared with."""
@@ -133,9 +136,8 @@ class Forgetting:
     async def _look(self) -> None:
         if self._window.position < 0:
             return  # it holds nothing
-        for number, position in await self._erasures.after(self._known, self._window.first - 1):
-            self._known = number
-            self._waiting.add(position)
+        found, self._known = await self._erasures.after(self._known, self._window.first - 1)
+        self._waiting |= {position for _, position in found}
         # What the tail has read before the erasure may come into the window after it.
         for position in sorted(self._waiting):
             if position <= self._window.position:

@@ -212,11 +212,12 @@ class Mirror:
         Which erasures the stream has seen is kept nowhere: after each new beginning all of them are
         held against what the stream lacks, so that a stream from a backup is erased again.
         """
-        for number, position in await self._erasures.after(self._erased, place.first - 1):
+        found, newest = await self._erasures.after(self._erased, place.first - 1)
+        for _, position in found:
             if position <= place.position and position not in place.deleted:
                 await stream.erase(position)
                 self._metrics.erased.inc()
-            self._erased = number
+        self._erased = newest
 
     async def _measure(self) -> None:
         """While NATS is away: since when does the next event wait?"""

@@ -12,11 +12,15 @@ FROM causeway.erase_deleted_users($1, $2);
 
 -- name: erased_after
 -- $1: the number of an erasure, exclusive; $2: a position, exclusive. What later ones erased beyond it,
--- in their order. Index: erased_erasure.
+-- in their order; and in a last row, without a position, the newest erasure (NULL: there is none): what
+-- is not beyond it need not be looked through again. Indexes: erased_erasure, erasure_pkey.
 SELECT erasure_id, position
 FROM causeway.erased
 WHERE erasure_id > $1
     AND position > $2
+UNION ALL
+SELECT max(erasure_id), NULL
+FROM causeway.erasure
 ORDER BY erasure_id, position;
 
 -- name: prove

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import asyncpg
 import httpx2
@@ -12,13 +13,14 @@ import pytest
 from service.audit import audit
 from service.client import subscribe
 from service.db import Connection, create_pool
-from service.erase import Erasures, erase_deleted_users
+from service.erase import Erasures, Forgetting, erase_deleted_users
 from service.errors import LogDamaged
 from service.event import NewEvent, parse_event
 from service.eventlog import EventLog
 from service.filter import Filter
 from service.payloads import events as bridge_events
 from service.tail import Tail
+from service.window import Window
 from tests.bridge import USER, body, new_event, post
 from tests.commands import command
 from tests.logkeeping import append as append_to
@@ -410,3 +412,23 @@ async def test_the_command_erases_and_the_audit_says_how_many(
     audited = await command("audit", DATABASE_URL=database.owner_dsn)
     assert "6 events are as they were appended; 4 of them are erased" in audited.out
     assert positions(await read_all(log)) == [1, 2, 3, 4, 5, 6]
+
+
+async def test_what_was_erased_before_the_window_is_looked_through_once(
+    log: EventLog, erasures: Erasures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window = Window(max_events=10, max_bytes=10**6)
+    window.start(6, await log.check(6, None))
+    forgetting = Forgetting(erasures, log, window, every_s=60)
+    after, asked = erasures.after, []
+
+    async def noted(number: int, position: int) -> Any:
+        asked.append(number)
+        return await after(number, position)
+
+    monkeypatch.setattr(erasures, "after", noted)
+    await forgetting._look()
+    erased = await erasures.erase_user(USER, reason="asked for", by="support")
+    for _ in range(2):
+        await forgetting._look()
+    assert asked == [0, 0, erased.number]
