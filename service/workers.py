@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Self
 
@@ -92,12 +93,14 @@ class Workers:
             self._listener.close()  # the port is closed when the last worker has closed it
             self._loop.call_later(self._grace_s, self._kill)
         for process in self._processes.values():
-            process.send_signal(sig)
+            with suppress(ProcessLookupError):  # it ended just now
+                process.send_signal(sig)
 
     def _kill(self) -> None:
         for number, process in self._processes.items():
             log.error("worker killed, it did not stop in time", extra={"worker": number})
-            process.kill()
+            with suppress(ProcessLookupError):
+                process.kill()
 
     async def _keep(self, number: int) -> None:
         """Start a worker, again and again."""

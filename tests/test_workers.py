@@ -17,6 +17,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.embedded import EmbeddedPostgres
+from service.server import listen
+from service.workers import Workers
 from tests.bridge import body, post
 from tests.commands import command
 from tests.conftest import need_program
@@ -29,6 +31,7 @@ from tests.running import (
     Process,
     environment,
     eventually,
+    make_settings,
     service_process,
 )
 
@@ -261,3 +264,20 @@ async def test_the_embedded_postgres_is_the_parents_and_comes_back_under_its_wor
         assert len(pids(process)) == len(logged(process, "worker started"))
     assert sorted(block.data or "" for block in seen) == sorted(map(bytes.decode, load.accepted))
     assert EmbeddedPostgres(data_dir).pid is None
+
+
+async def test_one_that_has_just_ended_keeps_the_signal_from_nobody() -> None:
+    settings = make_settings(workers=2)
+    ended = await asyncio.create_subprocess_exec(need_program("true"))
+    lives = await asyncio.create_subprocess_exec(need_program("sleep"), "60")
+    await ended.wait()
+    with listen(settings) as sock:
+        parent = Workers(settings, sock, None)
+        parent._processes = {0: ended, 1: lives}  # the end of the first is known, and not seen to
+        try:
+            parent.stop()
+            assert await asyncio.wait_for(lives.wait(), 10) == -signal.SIGTERM
+            parent._kill()
+        finally:
+            for gathering in parent._gathering:
+                gathering.close()
