@@ -44,6 +44,7 @@ from service.window import Window
 PARAMS = FILTER_PARAMS | START_PARAMS | {"limit", "wait"}
 DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
 MAX_WAIT_S = 60
+SEARCH_S = 10.0  # for a match: proxies and clients give up on an answer that takes much longer
 PAGE_BYTES = 4 * 1024 * 1024
 JSON, BATCH, NDJSON = (
     "application/json",
@@ -129,19 +130,22 @@ class Pages:
     ) -> Page:
         """Read until there is an event, or until the log's end and the deadline.
 
-        What is read must be of the history that the reader has read: `digits` are those of the link
-        at `position`, None if it did not say. Raises LogDiverged, PositionAhead or PositionPruned.
+        A search that takes longer than SEARCH_S ends where it is. What is read must be of the
+        history that the reader has read: `digits` are those of the link at `position`, None if it
+        did not say. Raises LogDiverged, PositionAhead or PositionPruned.
         """
+        search_until = max(deadline, self._clock() + SEARCH_S)
         while True:
             bell = _Bell()
             self._window.add_waiter(bell)
             try:
                 page = await self._read_once(position, filter_, limit)
                 link = await self._eventlog.check(position, digits)  # after the read
-                left = deadline - self._clock()
-                if page.events or (page.scanned_to == position and left <= 0):
+                is_at_end = page.scanned_to == position
+                left = (deadline if is_at_end else search_until) - self._clock()
+                if page.events or left <= 0:
                     return page
-                if page.scanned_to == position:
+                if is_at_end:
                     if self._window.is_closing:
                         return page
                     await bell.wait(left)

@@ -253,6 +253,22 @@ async def test_pages_refuse_what_the_log_cannot_continue(
     assert found(await client.get(f"{fresh.url}/events")) == [4, 5]
 
 
+async def test_a_long_search_is_answered_with_how_far_it_got(
+    service: Running, client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.eventlog.SCAN_POSITIONS", 10)
+    monkeypatch.setattr("service.pages.SEARCH_S", 0.0)
+    await append_many(service, 25)
+    await append(service, new_event("user.deleted"))
+    pages: list[list[int]] = []
+    after = "0"
+    while not pages or not pages[-1]:
+        answer = await client.get(f"/events?type=user.deleted&after={after}")
+        pages.append(found(answer))
+        after = answer.json()["last_id"]
+    assert pages == [[], [], [26]]
+
+
 @pytest.mark.parametrize("query", ["", "&type=user.deleted"])
 async def test_a_long_poll_leads_nobody_over_into_another_history(
     service: Running, client: httpx2.AsyncClient, owner: Owner, query: str
