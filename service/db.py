@@ -31,6 +31,7 @@ Querier = Pool | Connection
 
 SQL_DIR = Path(__file__).parent.parent / "sql"
 SERVICE_ROLE = "causeway_service"
+_WAITS_FOR_STANDBY = "syncrep.c"  # the part of Postgres
 _STATEMENT = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 # A writer that dies half-open holds the append lock until the server notices: keepalives and
@@ -111,15 +112,17 @@ async def fetch(
     """Return the rows of one statement.
 
     What does not answer in time is cancelled at the server, or, where that gets no answer either,
-    cut: a half-open connection would hang whoever got it next. Raises LogUnavailable.
+    cut: a half-open connection would hang whoever got it next. Raises LogUnavailable, also if the
+    commit's wait for a synchronous standby was cut short.
     """
     with translated():
         if not isinstance(querier, asyncpg.Pool):
-            return await querier.fetch(sql, *values, timeout=timeout_s)
+            with _waited_for_standby(querier):
+                return await querier.fetch(sql, *values, timeout=timeout_s)
         acquired = querier.acquire(timeout=COMMAND_TIMEOUT_S)
         async with acquired as connection:
             try:
-                with _left_if_read_only(connection):
+                with _left_if_read_only(connection), _waited_for_standby(connection):
                     return await connection.fetch(sql, *values, timeout=timeout_s)
             except TimeoutError:
                 await _settle(connection)
@@ -155,6 +158,27 @@ def _left_if_read_only(connection: "PoolConnection") -> Iterator[None]:
     except asyncpg.exceptions.ReadOnlySQLTransactionError:
         connection.terminate()
         raise
+
+
+@contextmanager
+def _waited_for_standby(connection: "Connection | PoolConnection") -> Iterator[None]:
+    """Raise LogUnavailable if somebody cancelled the commit's wait for a synchronous standby.
+
+    Postgres calls the statement a success then, and warns: it is committed here, and nowhere else.
+    """
+    warnings: list[asyncpg.PostgresLogMessage] = []
+
+    def hear(_connection: object, message: asyncpg.PostgresLogMessage) -> None:
+        if message.server_source_filename == _WAITS_FOR_STANDBY:  # the text is translated
+            warnings.append(message)
+
+    connection.add_log_listener(hear)
+    try:
+        yield
+    finally:
+        connection.remove_log_listener(hear)
+    if warnings:
+        raise LogUnavailable("the wait for a synchronous standby was cut short; try again")
 
 
 async def _settle(connection: "PoolConnection") -> None:

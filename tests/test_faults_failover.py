@@ -158,6 +158,30 @@ async def test_a_retry_is_not_200_before_a_synchronous_standby_has_its_event(
             assert await successor.fetchval("SELECT count(*) FROM causeway.event") == 2
 
 
+async def test_a_wait_for_the_standby_that_somebody_cancels_is_no_200(
+    primary: EmbeddedPostgres,
+) -> None:
+    async with (
+        standby_of(primary, is_synchronous=True) as standby,
+        running_service(make_settings(append_timeout_s=20), database_of(primary)) as running,
+        owner_of(primary) as owner,
+    ):
+        assert (await post(running.url, body())).status_code == 200
+        await standby.cut()
+        payload = body()
+        posting = asyncio.create_task(post(running.url, payload))
+        async with asyncio.timeout(10):
+            while not await owner.fetchval(
+                "SELECT bool_or(pg_cancel_backend(pid)) FROM pg_stat_activity "
+                "WHERE wait_event = 'SyncRep'"
+            ):
+                await asyncio.sleep(0.05)
+        assert_polite(await posting, "log_unavailable")
+        await standby.join()
+        answer = await post(running.url, payload)
+        assert (answer.status_code, answer.headers["causeway-duplicate"]) == (200, "true")
+
+
 async def test_events_that_an_asynchronous_standby_lacked_show_as_409_to_all_who_saw_them(
     primary: EmbeddedPostgres,
 ) -> None:
