@@ -155,8 +155,10 @@ def _left_if_read_only(connection: "PoolConnection") -> Iterator[None]:
     """
     try:
         yield
-    except asyncpg.exceptions.ReadOnlySQLTransactionError:
-        connection.terminate()
+    except (asyncpg.exceptions.ReadOnlySQLTransactionError, LogUnavailable) as error:
+        cause = error.__cause__ if isinstance(error, LogUnavailable) else error
+        if isinstance(cause, asyncpg.exceptions.ReadOnlySQLTransactionError):
+            connection.terminate()
         raise
 
 

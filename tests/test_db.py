@@ -6,7 +6,16 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from service.db import SESSION, Connection, connect, create_pool, fetch, prepare, translated
+from service.db import (
+    SESSION,
+    Connection,
+    connect,
+    create_pool,
+    fetch,
+    prepare,
+    transaction,
+    translated,
+)
 from service.errors import ConfigError, LogUnavailable
 from tests.freezing import freezable
 from tests.running import Database
@@ -152,6 +161,24 @@ async def test_a_dead_connection_is_replaced_when_it_is_next_asked_for(
         await owner.execute("SELECT pg_terminate_backend($1, 60000)", row["pid"])
         [other] = await fetch(pool, "SELECT pg_backend_pid() AS pid")
         assert other["pid"] != row["pid"]
+
+
+@pytest.mark.parametrize("is_transaction", [False, True])
+async def test_a_connection_to_what_is_a_standby_now_is_cut(
+    database: Database, is_transaction: bool
+) -> None:
+    draw = "SELECT nextval('causeway.claim')"
+    async with create_pool(database.service_dsn, max_size=1) as pool:
+        [[pid]] = await fetch(pool, "SELECT pg_backend_pid()")
+        await fetch(pool, "SELECT set_config('default_transaction_read_only', 'on', false)")
+        with pytest.raises(LogUnavailable, match="ReadOnly"):
+            if is_transaction:
+                async with transaction(pool) as connection:
+                    await fetch(connection, draw)
+            else:
+                await fetch(pool, draw)
+        [[other]] = await fetch(pool, "SELECT pg_backend_pid()")
+        assert other != pid
 
 
 async def test_a_use_of_the_pool_costs_one_round_trip(
