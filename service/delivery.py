@@ -23,7 +23,7 @@ _COLUMNS = tuple(
     attrgetter(name)
     for name in (
         *("webhook_id", "position", "claim", "number", "state", "step", "due_in_s", "started_at"),
-        *("duration_ms", "status", "error", "answer", "pause_s"),
+        *("duration_ms", "status", "error", "answer", "pause_s", "link"),
     )
 )
 
@@ -84,7 +84,10 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How one attempt ended. `answer` is the first bytes of what came back."""
+    """How one attempt ended. `answer` is the first bytes of what came back.
+
+    `link` is the event's, None if it was gone: in another history its position is another event's.
+    """
 
     webhook_id: int
     position: int
@@ -99,6 +102,7 @@ class Ended:
     error: str | None
     answer: bytes
     pause_s: float | None
+    link: bytes | None
 
 
 @dataclass(frozen=True, slots=True)

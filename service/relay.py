@@ -275,6 +275,7 @@ class Relay:
                 verdict.error,
                 answer.body[:ANSWER_KEPT_BYTES],
                 verdict.pause_s,
+                claimed.link,
             )
         )
 

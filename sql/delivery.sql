@@ -24,10 +24,25 @@ FROM causeway.claim_deliveries(
 );
 
 -- name: record
--- $1..$13: one array for each column of an ended attempt; $14 failures that open the circuit; $15
--- how long it stays open at most; $16 how long a webhook may fail. A row for each change of health.
+-- $1..$13: one array for each column of an ended attempt, $14 the links of their events (NULL: gone);
+-- $15 failures that open the circuit; $16 how long it stays open at most; $17 how long a webhook may
+-- fail. A row for each change of health. Where another event has the position, a fail-over or a restore
+-- came between: that one was not sent. Index: event_pkey.
 SELECT hook, change
-FROM causeway.record_attempts($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16);
+FROM causeway.record_attempts(
+    $1, $2, $3, $4,
+    ARRAY(
+        SELECT CASE WHEN EXISTS (
+                SELECT
+                FROM causeway.event
+                WHERE event.position = ended.position AND event.link <> ended.link
+            ) THEN 'released' ELSE ended.state END
+        FROM unnest($2::bigint[], $5::text[], $14::bytea[])
+            WITH ORDINALITY AS ended (position, state, link, n)
+        ORDER BY n
+    ),
+    $6, $7, $8, $9, $10, $11, $12, $13, $15, $16, $17
+);
 
 -- name: backlog
 -- $1: positions after a cursor that are looked through; what is beyond counts as if it matched. A row

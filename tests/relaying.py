@@ -133,6 +133,7 @@ class Desk:
                 state=state,
                 step=it.step + (it.early_s is None and state != "released"),
                 started_at=bridge.new_event().received_at,
+                link=it.link,
                 **values,  # type: ignore[arg-type]
             )
             for it in claimed

@@ -8,6 +8,7 @@ import pytest
 
 from service.db import Connection, create_pool
 from service.delivery import OPEN_AFTER
+from tests.logkeeping import replace_log
 from tests.relaying import Desk, append, pass_time, states
 from tests.running import WITHIN_S, Database
 
@@ -367,6 +368,29 @@ async def test_a_log_with_another_history_disables(desk: Desk, owner: Connection
     assert desk.outlooks[hook.webhook_id].outcome == "disabled"
     assert desk.outlooks[hook.webhook_id].reason == "log_diverged"
     assert (await desk.webhooks.read(hook.webhook_id)).disabled_reason == "log_diverged"
+
+
+async def test_a_success_of_another_history_settles_nothing(
+    desk: Desk, other: Desk, owner: Connection
+) -> None:
+    hook = await desk.add()
+    await append(desk.eventlog, 1)
+    await desk.end(*await desk.claim(hook))
+    await append(desk.eventlog, 1)
+    [sent] = await desk.claim(hook)
+    # A standby takes over that lacked it; another event gets its position.
+    await owner.execute("DELETE FROM causeway.delivery WHERE position = 2")
+    await owner.execute(
+        "UPDATE causeway.webhook SET cursor_position = event.position, cursor_link = event.link "
+        "FROM causeway.event WHERE position = 1"
+    )
+    await replace_log(owner, 1)
+    await append(desk.eventlog, 1)
+    [claimed] = await other.claim(hook)
+    await desk.end(sent)
+    assert await states(owner) == {1: "delivered", 2: "pending"}
+    await other.end(claimed)
+    assert await states(owner) == {1: "delivered", 2: "delivered"}
 
 
 async def test_a_log_that_became_shorter_disables(desk: Desk, owner: Connection) -> None:

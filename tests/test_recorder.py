@@ -35,7 +35,7 @@ class Desk:
 
 def result(position: int) -> Ended:
     now = datetime.now(UTC)
-    return Ended(1, position, 1, 1, "delivered", 1, None, now, 1, 200, None, b"", None)
+    return Ended(1, position, 1, 1, "delivered", 1, None, now, 1, 200, None, b"", None, None)
 
 
 @pytest.mark.parametrize(
