@@ -15,7 +15,8 @@ def main() -> None:
     """Serve until the parent says so, or is gone; exit with the code of `serve`."""
     brief = Brief.parse(sys.argv[1])
     try:
-        settings = config.load(options={"CAUSEWAY_ROLES": brief.roles})
+        options = {"CAUSEWAY_ROLES": brief.roles, "CAUSEWAY_TAIL": brief.tail}
+        settings = config.load(options=options)
         logs.configure(settings.log_level, worker=brief.number)
         code = serve.serve_worker(settings, brief)
     except CausewayError as error:

@@ -44,6 +44,7 @@ class Brief:
     gathering: int
     ports: tuple[int, ...]
     roles: str
+    tail: str
     dsn: str | None
 
     def spell(self) -> str:
@@ -61,7 +62,7 @@ class Workers:
     """The workers of one parent; `run` once."""
 
     def __init__(self, settings: Settings, listener: socket.socket, dsn: str | None) -> None:
-        self._roles = spell(settings.roles)
+        self._roles, self._tail = spell(settings.roles), settings.tail
         self._listener = listener
         self._dsn = dsn
         self._grace_s = settings.drain_s + 2 * settings.shutdown_s + MARGIN_S
@@ -136,6 +137,7 @@ class Workers:
             self._gathering[number].fileno(),
             tuple(sock.getsockname()[1] for sock in self._gathering),
             self._roles,
+            self._tail,
             self._dsn,
         )
         process = await asyncio.create_subprocess_exec(

@@ -31,6 +31,7 @@ from tests.running import (
     Process,
     environment,
     eventually,
+    free_port,
     make_settings,
     service_process,
 )
@@ -220,6 +221,21 @@ async def test_a_worker_that_cannot_start_says_why_and_ends_the_process(
     assert "DATABASE_URL" in done.err
     assert "does not exist" in done.err
     assert "Traceback" not in done.err
+
+
+async def test_workers_follow_what_the_command_line_says(
+    database: Database, tmp_path: Path
+) -> None:
+    nats = f"nats://127.0.0.1:{free_port()}"  # nobody is there: they say so, and follow Postgres
+    env = environment(DATABASE_URL=database.service_dsn, CAUSEWAY_NATS_URL=nats)
+    options = (*WORKERS, "--roles", "stream", "--tail", "nats")
+    with service_process(env, tmp_path / "log", *options) as process:
+        await all_listening(process)
+        assert {line["roles"] for line in logged(process, "listening")} == {"stream"}
+        async with httpx2.AsyncClient() as client:
+            answer = await client.get(f"{process.url}/readyz")
+        assert "followed" in answer.json().get("notes", {}).get("tail", "")
+        assert process.terminate() == 0, process.output()[-3000:]
 
 
 async def test_a_port_in_use_starts_no_worker(database: Database) -> None:
