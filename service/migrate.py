@@ -6,11 +6,20 @@ only checks.
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import asyncpg
 
-from service.db import CONNECT_TIMEOUT_S, SQL_DIR, Connection, accessible, translated
+from service.db import (
+    CONNECT_TIMEOUT_S,
+    SERVICE_ROLE,
+    SQL_DIR,
+    Connection,
+    accessible,
+    translated,
+)
 from service.errors import SchemaError
 
 _LOCK = "SELECT pg_advisory_lock(hashtext('causeway'), hashtext('migrate'))"
@@ -52,16 +61,18 @@ async def migrate(dsn: str) -> list[str]:
     """Bring the database at `dsn` to this code's schema; return the names of what was applied.
 
     Safe to run from several places at once: one does it, the others wait and find nothing to do.
-    Raises SchemaError if the schema is newer than the code or a released migration has changed,
-    LogUnavailable if the database is away, ConfigError if it lets nobody in.
+    Raises SchemaError if the schema is newer than the code, a released migration has changed or the
+    login may not do it, LogUnavailable if the database is away, ConfigError if it lets nobody in.
     """
     with translated():
         with accessible():
             connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S)
         try:
-            await connection.execute(_LOCK)
-            await connection.execute(_PREPARE)
-            return [step.name for step in await _apply_missing(connection)]
+            _check_version(connection)
+            with _permitted():
+                await connection.execute(_LOCK)
+                await connection.execute(_PREPARE)
+                return [step.name for step in await _apply_missing(connection)]
         finally:
             await connection.close(timeout=CONNECT_TIMEOUT_S)
 
@@ -82,11 +93,7 @@ async def _apply_missing(connection: Connection) -> list[Migration]:
 
 async def check_schema(connection: Connection) -> None:
     """Raise SchemaError, which says what to run, unless the schema is exactly this code's."""
-    if connection.get_server_version().major < _OLDEST_POSTGRES:
-        raise SchemaError(
-            f"Postgres {_OLDEST_POSTGRES} or newer is needed, this one is "
-            f"{connection.get_server_version().major}"
-        )
+    _check_version(connection)
     try:
         applied = await connection.fetch(_APPLIED)
     except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
@@ -102,6 +109,27 @@ async def check_schema(connection: Connection) -> None:
             f"the database's schema is at version {len(applied)}, this Causeway needs {known}: "
             "run `causeway migrate` (or `causeway serve --migrate`)"
         )
+
+
+def _check_version(connection: Connection) -> None:
+    if connection.get_server_version().major < _OLDEST_POSTGRES:
+        raise SchemaError(
+            f"Postgres {_OLDEST_POSTGRES} or newer is needed, this one is "
+            f"{connection.get_server_version().major}"
+        )
+
+
+@contextmanager
+def _permitted() -> Iterator[None]:
+    """Turn a right that the login lacks into a SchemaError that says who has it."""
+    try:
+        yield
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise SchemaError(
+            f"this login may not bring the schema up to date ({error.args[0]}): run "
+            "`causeway migrate` as the owner of the database. One who may make no roles needs "
+            f"from a superuser, once: CREATE ROLE {SERVICE_ROLE}; GRANT {SERVICE_ROLE} TO it"
+        ) from error
 
 
 def _missing(applied: list[asyncpg.Record]) -> list[Migration]:

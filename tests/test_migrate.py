@@ -175,6 +175,45 @@ async def test_a_login_without_rights_is_told_what_to_grant(stranger: str) -> No
         await prepare(stranger, check_schema, wait_s=1)
 
 
+async def test_a_login_that_may_not_migrate_is_told_who_may(
+    stranger: str, database: Database
+) -> None:
+    for login in (stranger, database.service_dsn):
+        with pytest.raises(SchemaError, match=r"permission denied.*as the owner of the database"):
+            await migrate(login)
+
+
+async def test_an_owner_who_may_make_no_role_is_told_what_a_superuser_does(
+    postgres: EmbeddedPostgres, empty: str
+) -> None:
+    login, name = f"owner_{os.getpid()}", empty.partition("@/")[2].partition("?")[0]
+    server = await asyncpg.connect(postgres.owner_url)
+    await server.execute(f"CREATE ROLE {login} LOGIN")
+    await server.execute(f"ALTER DATABASE {name} OWNER TO {login}")
+    with_login = f"postgresql://{login}@{empty.partition('@')[2]}"
+    try:
+        with pytest.raises(SchemaError, match=f"GRANT {SERVICE_ROLE} TO it"):
+            await migrate(with_login)
+        assert await applied(with_login) == []
+        await server.execute(f"GRANT {SERVICE_ROLE} TO {login}")
+        assert await migrate(with_login) == NAMES
+    finally:
+        await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await server.execute(f"DROP ROLE {login}")
+        await server.execute(f"CREATE DATABASE {name}")
+        await server.close()
+
+
+async def test_a_postgres_that_is_too_old_is_named_before_anything_is_made(
+    empty: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate_module, "_OLDEST_POSTGRES", 99)
+    with pytest.raises(SchemaError, match="Postgres 99 or newer is needed, this one is 18"):
+        await migrate(empty)
+    monkeypatch.undo()
+    assert await migrate(empty) == NAMES
+
+
 async def test_a_login_that_can_read_but_not_act_is_told_what_to_grant(
     stranger: str, owner: Connection
 ) -> None:
