@@ -8,11 +8,11 @@ import typer
 
 from service import config, operate, terminal
 from service.prune import Pruning, Rule
-from service.retention_settings import parse_size
+from service.retention_settings import MAX_DAYS, parse_size
 
 Days = Annotated[
     float | None,
-    typer.Option("--older-than", min=0, help="Days. Default: CAUSEWAY_RETENTION_S."),
+    typer.Option("--older-than", min=0, max=MAX_DAYS, help="Days. Default: CAUSEWAY_RETENTION_S."),
 ]
 Size = Annotated[
     str | None,

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, field_validator
 
+MAX_DAYS = 36_500  # a century: more is a slip, and past what a time span can hold
 _SIZE = re.compile(r"([0-9]{1,18})\s*([kMGT]?)B?")
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -26,6 +27,7 @@ class RetentionSettings(BaseModel):
     retention_s: int | None = Field(
         None,
         ge=2 * 86400,
+        le=MAX_DAYS * 86400,
         validation_alias="CAUSEWAY_RETENTION_S",
         description="`causeway prune` takes out what is older. Unset: no age is too old.",
     )
@@ -44,6 +46,7 @@ class RetentionSettings(BaseModel):
     erase_delay_s: int = Field(
         7 * 86400,
         ge=0,
+        le=MAX_DAYS * 86400,
         validation_alias="CAUSEWAY_ERASE_DELAY_S",
         description="How long after `user.deleted`: applications react to it first.",
     )

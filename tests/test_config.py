@@ -95,6 +95,8 @@ BAD = [
     ("CAUSEWAY_BODY_MAX_BYTES", "10", r"greater than or equal to 1024"),
     ("CAUSEWAY_BODY_MAX_BYTES", "256K", r"integer"),
     ("CAUSEWAY_DUPLICATE_WINDOW_S", "3600", r"greater than or equal to 172800"),
+    ("CAUSEWAY_RETENTION_S", "99999999999999", r"less than or equal to 3153600000"),
+    ("CAUSEWAY_ERASE_DELAY_S", "99999999999999", r"less than or equal to 3153600000"),
     ("CAUSEWAY_HEARTBEAT_S", "0", r"greater than 0"),
     ("CAUSEWAY_POLL_S", "61", r"less than or equal to 60"),
     ("CAUSEWAY_DRAIN_S", "-1", r"greater than or equal to 0"),
