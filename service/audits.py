@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from service.audit import Proof, audit
-from service.cursor import parse_place
+from service.cursor import parse_checkpoint
 from service.errors import Problem
 from service.eventlog import EventLog
 
@@ -57,7 +57,7 @@ class Audits:
         if self.state is not None and self.state.is_running:
             return
         if checkpoint is not None:
-            _parse(checkpoint)
+            parse_checkpoint(checkpoint, "checkpoint")
         self.state = State(self._now(), checkpoint)
         self._wanted.set()
 
@@ -74,7 +74,7 @@ class Audits:
         fault: str | None = None
         try:
             if begun.checkpoint is not None:
-                await self._eventlog.check(*_parse(begun.checkpoint))
+                await self._eventlog.check(*parse_checkpoint(begun.checkpoint, "checkpoint"))
             proof = await audit(
                 self._eventlog, self._progress, page_events=PAGE_EVENTS, pause_s=PAUSE_S
             )
@@ -92,10 +92,3 @@ class Audits:
     def _progress(self, done: int, total: int) -> None:
         if self.state is not None:
             self.state = State(self.state.began_at, self.state.checkpoint, done, total)
-
-
-def _parse(checkpoint: str) -> tuple[int, str]:
-    """Return the position and the link's digits. Raises BadRequest."""
-    position, _, digits = checkpoint.strip().lower().partition(".")
-    place = parse_place(f"{position}.{digits[:8]}", "checkpoint")
-    return place.position, digits

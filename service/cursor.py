@@ -21,6 +21,7 @@ Params = Mapping[str, list[str]]
 
 FILTER_PARAMS = frozenset({"type", "item_id", "account_id", "user_uuid", "source"})
 START_PARAMS = frozenset({"after", "from", "since"})
+_CHECKPOINT = re.compile(r"([0-9]{1,18})\.([0-9a-f]{8,64})")
 _ID = re.compile(r"([0-9]{1,18})(?:\.([0-9a-f]{8}))?")
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
 _INT64 = 2**63
@@ -140,6 +141,17 @@ def parse_place(text: str, name: str) -> Place:
             f"{name}={text[:64]!r}: an id such as 1042.9f3ac01b, or a position, was expected"
         )
     return Place(int(match[1]), match[2])
+
+
+def parse_checkpoint(text: str, name: str) -> tuple[int, str]:
+    """Return the position and the link's digits of a checkpoint. Raises BadRequest, naming `name`.
+
+    Eight digits of the link are enough, as in an id.
+    """
+    match = _CHECKPOINT.fullmatch(text.strip().lower())
+    if match is None:
+        raise BadRequest(f"{name}={text[:96]!r}: POSITION.LINK was expected, as an audit prints it")
+    return int(match[1]), match[2]
 
 
 async def resolve(begin: Begin, eventlog: ReadableLog, window: Window) -> int:

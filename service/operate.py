@@ -15,7 +15,7 @@ import asyncpg
 from service.audit import Progress, Proof, audit, audit_deliveries
 from service.auth import Tokens
 from service.config import Settings
-from service.cursor import parse_place
+from service.cursor import parse_checkpoint
 from service.db import (
     CONNECT_TIMEOUT_S,
     Connection,
@@ -54,9 +54,7 @@ def audit_database(
     async def work(pool: Pool) -> tuple[Proof, int]:
         eventlog = EventLog(pool)
         if checkpoint is not None:
-            position, _, digits = checkpoint.partition(".")
-            place = parse_place(f"{position}.{digits[:8]}", "--checkpoint")
-            await eventlog.check(place.position, digits.lower())
+            await eventlog.check(*parse_checkpoint(checkpoint, "--checkpoint"))
         proof = await audit(eventlog, on_progress)
         return proof, await audit_deliveries(Deliveries(pool))
 

@@ -237,8 +237,8 @@ async def test_the_command_names_an_event_that_a_webhook_was_owed_and_has_no_del
 
 async def test_a_checkpoint_that_is_none_is_a_sentence(database: Database, log: EventLog) -> None:
     del log
-    for checkpoint in ("x", "3.xyz", "-1.0", "3.1234567"):
+    for checkpoint in ("x", "3", "3.xyz", "-1.0", "3.1234567"):
         done = await run(database, f"--checkpoint={checkpoint}")
         assert (done.code in (1, 2), done.out) == (True, "")
-        assert "--checkpoint" in done.err
+        assert f"--checkpoint='{checkpoint}': POSITION.LINK was expected" in done.err
         assert "Traceback" not in done.err
