@@ -209,6 +209,18 @@ async def connect(dsn: str) -> Connection:
     )
 
 
+async def connect_as_owner(dsn: str) -> Connection:
+    """Open one session for the owner's commands, which wait for nobody.
+
+    Raises LogUnavailable with the reason if no database answers, ConfigError if it lets nobody in.
+    """
+    try:
+        with accessible():
+            return await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S)
+    except AWAY as error:
+        raise LogUnavailable(_unreachable(error)) from error
+
+
 def create_pool(
     dsn: str, *, max_size: int, role: str | None = None, is_pooler: bool = False
 ) -> Pool:
@@ -260,11 +272,15 @@ async def prepare(
             finally:
                 await connection.close()
         except AWAY as error:
-            reason = f"{type(error).__name__}: {error}"
             if clock() >= deadline:
-                raise ConfigError(f"DATABASE_URL: no database answers: {reason}") from error
+                raise ConfigError(_unreachable(error)) from error
+            reason = f"{type(error).__name__}: {error}"
             log.warning("waiting for the database", extra={"reason": reason})
             await asyncio.sleep(RETRY_S)
+
+
+def _unreachable(error: BaseException) -> str:
+    return f"DATABASE_URL: no database answers: {type(error).__name__}: {error}"
 
 
 async def _service_role(connection: Connection) -> str | None:

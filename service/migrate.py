@@ -17,7 +17,7 @@ from service.db import (
     SERVICE_ROLE,
     SQL_DIR,
     Connection,
-    accessible,
+    connect_as_owner,
     translated,
 )
 from service.errors import SchemaError
@@ -65,8 +65,7 @@ async def migrate(dsn: str) -> list[str]:
     login may not do it, LogUnavailable if the database is away, ConfigError if it lets nobody in.
     """
     with translated():
-        with accessible():
-            connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S)
+        connection = await connect_as_owner(dsn)
         try:
             _check_version(connection)
             with _permitted():

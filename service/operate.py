@@ -10,8 +10,6 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import TypeVar
 
-import asyncpg
-
 from service.audit import Progress, Proof, audit, audit_deliveries
 from service.auth import Tokens
 from service.config import Settings
@@ -20,7 +18,7 @@ from service.db import (
     CONNECT_TIMEOUT_S,
     Connection,
     Pool,
-    accessible,
+    connect_as_owner,
     create_pool,
     prepare,
     translated,
@@ -106,8 +104,7 @@ def _run(settings: Settings, work: Callable[[Pool], Awaitable[T]]) -> T:
 def _run_as_owner(settings: Settings, work: Callable[[Connection], Awaitable[T]]) -> T:
     async def main(dsn: str) -> T:
         with translated():
-            with accessible():
-                owner = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S)
+            owner = await connect_as_owner(dsn)
             try:
                 await check_schema(owner)
                 return await work(owner)

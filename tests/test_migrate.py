@@ -110,7 +110,7 @@ async def test_a_migration_that_fails_leaves_nothing_of_itself(
 
 
 async def test_a_database_that_is_away_is_log_unavailable() -> None:
-    with pytest.raises(LogUnavailable):
+    with pytest.raises(LogUnavailable, match=r"DATABASE_URL: no database .*127\.0\.0\.1', 1\)"):
         await migrate("postgresql://nobody@127.0.0.1:1/nothing")
 
 
