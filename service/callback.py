@@ -171,7 +171,9 @@ class Callbacks:
         allowed = [a for a, refusal in zip(found, refusals, strict=True) if refusal is None]
         if not allowed:
             why = "; ".join(refusal for refusal in refusals[:_MAX_ADDRESSES] if refusal)
-            raise _Unreachable("address_denied", f"the host {host} may not be called: {why}")
+            see = "see CAUSEWAY_RELAY_ALLOWED_NETWORKS"
+            sentence = f"the host {host} may not be called: {why}; {see}"
+            raise _Unreachable("address_denied", sentence)
         return allowed[:_MAX_ADDRESSES]
 
 

@@ -140,7 +140,7 @@ class WebhookAdmin:
     async def _check(self, url: CallbackUrl) -> None:
         refusal = await self._callbacks.check(url)
         if refusal is not None:
-            raise BadRequest(f"url: {refusal}; see CAUSEWAY_RELAY_ALLOWED_NETWORKS")
+            raise BadRequest(f"url: {refusal}")
 
     async def _place(self, begin: Begin) -> tuple[int, bytes]:
         """Return the position to begin after and its link, if the log continues from there."""

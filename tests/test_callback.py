@@ -435,7 +435,9 @@ async def test_an_address_that_is_not_public_is_not_called(receiver: Receiver, h
         url = at(f"http://{host}:{receiver.port}/good")
         answer = await callbacks.post(url, HEADERS, b"")
         assert (answer.status, answer.error) == (None, "address_denied")
-        assert "loopback" in (await callbacks.check(url) or "")
+        why = await callbacks.check(url) or ""
+        assert "loopback" in why
+        assert "CAUSEWAY_RELAY_ALLOWED_NETWORKS" in why
     assert receiver.count() == 0
 
 
