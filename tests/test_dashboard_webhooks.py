@@ -136,6 +136,9 @@ def test_a_delivered_event_shows_its_attempt_and_where_it_went(page: Site) -> No
     position = send(process, bridge.body("item.refreshed", item_id=5))
     browser.sees("item 5", "#delivery-rows")
     browser.sees("ago", "#delivery-rows")
+    cells = "[...document.querySelectorAll('#delivery-rows .pos, #delivery-rows .when')]"
+    cut = browser.run(f"return {cells}.filter(it => it.scrollWidth > it.clientWidth).length")
+    assert cut == 0  # the position and the time are read whole
     browser.click("#delivery-rows .pos a")
     browser.sees("it took it", ".tries")
     browser.sees("ok", ".tries .bytes")
