@@ -23,12 +23,13 @@ from service.tail import Tail
 from service.window import Window
 from tests.bridge import USER, body, new_event, post
 from tests.commands import command
+from tests.dashboard import OURS
 from tests.logkeeping import append as append_to
 from tests.partitioned import divide
 from tests.receiver import Receiver
 from tests.relayed import deliver, make_webhook
 from tests.relaying import RELAY, add_to, settled
-from tests.running import STREAM_TOKEN, WITHIN_S, Database, Running, eventually
+from tests.running import ADMIN_TOKEN, STREAM_TOKEN, WITHIN_S, Database, Running, eventually
 from tests.stored import append, open_log, positions, read_all, received
 
 OTHER = "11111111-2222-4333-8444-555555555555"
@@ -432,3 +433,16 @@ async def test_what_was_erased_before_the_window_is_looked_through_once(
     for _ in range(2):
         await forgetting._look()
     assert asked == [0, 0, erased.number]
+
+
+async def test_the_dashboard_gives_no_tombstone_for_what_bridge_sent(
+    service: Running, erasures: Erasures
+) -> None:
+    assert (await post(service.url, body())).status_code == 200
+    assert await erase(erasures) == 1
+    async with httpx2.AsyncClient(base_url=service.url, headers=OURS) as client:
+        await client.post("/dashboard/login", data={"token": ADMIN_TOKEN})
+        page = (await client.get("/dashboard/events/1")).text
+    assert "what Bridge sent was erased" in page
+    assert "every character is Bridge's" not in page
+    assert "/dashboard/events/1/body" not in page
