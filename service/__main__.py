@@ -88,7 +88,9 @@ def serve(
     ] = False,
     roles: Annotated[
         str | None,
-        typer.Option(help="Only these of ingest,stream,relay,admin; instead of CAUSEWAY_ROLES."),
+        typer.Option(
+            help="Only these of ingest,stream,relay,admin,mirror; instead of CAUSEWAY_ROLES."
+        ),
     ] = None,
     workers: Annotated[
         int | None,
@@ -274,7 +276,7 @@ def tail(
             sources=source or (),
             consumer=consumer,
             shard=shard,
-            on_interruption=lambda it: terminal.warn(terminal.interruption_line(it)),
+            on_interruption=lambda it: terminal.warn(f"{url}: {terminal.interruption_line(it)}"),
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
