@@ -72,7 +72,7 @@ async def open_base(
         eventlog,
         Tokens(settings, database.readers),
         sources,
-        Consumers(database.readers),
+        Consumers(database.readers, settings.consumers_max),
         Window(max_events=settings.window_events, max_bytes=settings.window_bytes),
         traces,
     )

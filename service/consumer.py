@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import asyncpg
 
-from service.db import Querier, fetch, statements, transaction
+from service.db import Connection, Querier, fetch, statements, transaction
 from service.errors import (
     AckAhead,
     ConsumerHeld,
@@ -24,6 +24,7 @@ from service.errors import (
     LogDiverged,
     Problem,
     ShardsHeld,
+    TooManyConsumers,
     UnknownConsumer,
 )
 from service.event import event_id
@@ -113,8 +114,9 @@ class Ack:
 class Consumers:
     """All named consumers of the log."""
 
-    def __init__(self, database: Querier) -> None:
+    def __init__(self, database: Querier, max_consumers: int) -> None:
         self._database = database
+        self._max = max_consumers
 
     async def put(
         self,
@@ -131,7 +133,7 @@ class Consumers:
 
         `position` and `link` are the place a new one begins after; a known one is moved there only
         with `is_reset`. If it is moved or changed it loses its holders: they come again, and get
-        what it is now.
+        what it is now. Raises TooManyConsumers for a new one where there are as many as may be.
         """
         values = (
             *(name, ack_mode, lease_s, _list(filter_.topics), _list(filter_.item_ids)),
@@ -143,10 +145,20 @@ class Consumers:
             is_new = bool(made and made[0]["is_new"])
             if is_new:
                 await fetch(connection, _SQL.begin, name, *place)
+                await self._hold_to_bound(connection)
             elif made or is_reset:
                 moved_to = place if is_reset else (None, None)
                 await fetch(connection, _SQL.take_back, name, *moved_to)
         return is_new
+
+    async def _hold_to_bound(self, connection: Connection) -> None:
+        """Raise TooManyConsumers, which takes back the one that was made."""
+        [row] = await fetch(connection, _SQL.count)
+        if row["consumers"] > self._max:
+            raise TooManyConsumers(
+                f"there are {self._max} consumers, as many as there may be "
+                "(CAUSEWAY_CONSUMERS_MAX): delete one"
+            )
 
     async def read(self, name: str) -> Consumer:
         """Return one consumer. Raises UnknownConsumer."""

@@ -31,6 +31,7 @@
         ├── LeaseLost           409 lease_lost            a newer holder has taken over
         ├── AckAhead            409 ack_ahead             that event was not sent yet
         ├── WebhooksOff         409 webhooks_off          CAUSEWAY_SECRET_KEY is not set
+        ├── TooManyConsumers    409 too_many_consumers    there are as many as there may be
         ├── TooManyWebhooks     409 too_many_webhooks     the application has as many as it may
         ├── SecretUnreadable    409 secret_unreadable     CAUSEWAY_SECRET_KEY lacks its key
         ├── PositionPruned      410 position_pruned       gone; says what is left
@@ -195,6 +196,10 @@ class AckAhead(Problem):
 
 class WebhooksOff(Problem):
     status, code = 409, "webhooks_off"
+
+
+class TooManyConsumers(Problem):
+    status, code = 409, "too_many_consumers"
 
 
 class TooManyWebhooks(Problem):

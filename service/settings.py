@@ -225,6 +225,12 @@ class CoreSettings(BaseModel):
         validation_alias="CAUSEWAY_STREAM_MAX_PER_TOKEN",
         description="Open streams of one token in one process; more get 429.",
     )
+    consumers_max: int = Field(
+        500,
+        ge=1,
+        validation_alias="CAUSEWAY_CONSUMERS_MAX",
+        description="Named consumers of the log; one more gets 409.",
+    )
     stream_max_age_s: float = Field(
         3600.0,
         gt=0,

@@ -26,6 +26,11 @@ RETURNING known.xmax = 0 AS is_new;
 INSERT INTO causeway.consumer_shard (name, shard, position, link, sent_position)
 VALUES ($1, 0, $2, $3, $2);
 
+-- name: count
+-- How many consumers there are: a few more than may be, if many are made at once.
+SELECT count(*) AS consumers
+FROM causeway.consumer;
+
 -- name: take_back
 -- $1: a consumer that was changed or reset; $2 and $3: the place to move it to and its link, or NULL.
 -- Takes the lease from whoever holds it: what an old filter looked through is not done for the new one.
@@ -39,10 +44,15 @@ WHERE name = $1;
 -- name: read
 -- $1: a name, or NULL for all. A row for each shard, with how far behind the head it is: events, and
 -- seconds since the receipt of the first one that is kept and not done (0: by a clock that was ahead,
--- too). Indexes: consumer_pkey,
+-- too). The filter, which may be long, stands in the first row of each. Indexes: consumer_pkey,
 -- consumer_shard_pkey, event_pkey.
-SELECT name, ack_mode, lease_s, topics, item_ids, account_ids, user_uuids::text[] AS user_uuids,
-    sources, shards, created_at, shard.shard, shard.position, shard.link, shard.sent_position,
+SELECT name, ack_mode, lease_s,
+    CASE WHEN shard.shard = 0 THEN topics END AS topics,
+    CASE WHEN shard.shard = 0 THEN item_ids END AS item_ids,
+    CASE WHEN shard.shard = 0 THEN account_ids END AS account_ids,
+    CASE WHEN shard.shard = 0 THEN user_uuids::text[] END AS user_uuids,
+    CASE WHEN shard.shard = 0 THEN sources END AS sources,
+    shards, created_at, shard.shard, shard.position, shard.link, shard.sent_position,
     CASE WHEN shard.lease_until > clock_timestamp() THEN shard.held_by END AS held_by,
     CASE WHEN shard.lease_until > clock_timestamp() THEN shard.held_since END AS held_since,
     CASE WHEN shard.lease_until > clock_timestamp() THEN shard.lease_until END AS lease_until,

@@ -22,7 +22,7 @@ NAME = "billing"
 async def open_consumers(database: Database) -> AsyncIterator[Consumers]:
     """Open the consumers with the service's role."""
     async with create_pool(database.service_dsn, max_size=4) as pool:
-        yield Consumers(pool)
+        yield Consumers(pool, 100)
 
 
 async def put(

@@ -209,6 +209,27 @@ async def test_all_consumers_are_listed_by_name(service: Running) -> None:
     )
 
 
+async def test_a_consumer_in_shards_is_listed_with_its_filter(service: Running) -> None:
+    filter_ = {"types": ["item.*"], "item_ids": [1, 2], "user_uuids": [USER]}
+    await make(service.url, filter=filter_)
+    async with reading(service.url, f"consumer={NAME}&shard=1/2"):
+        [listed] = (await call(service.url, "GET", "/consumers")).json()["consumers"]
+    assert (listed["filter"], len(listed["shards"])) == (filter_, 2)
+
+
+async def test_no_more_consumers_are_made_than_there_may_be(start: Start) -> None:
+    service = await start(consumers_max=2)
+    for name in ("a", "b"):
+        assert (await call(service.url, "PUT", f"/consumers/{name}", {})).status_code == 201
+    error = refused(await call(service.url, "PUT", "/consumers/c", {}), 409, "too_many_consumers")
+    assert "CAUSEWAY_CONSUMERS_MAX" in error["message"]
+    refused(await call(service.url, "GET", "/consumers/c"), 404, "unknown_consumer")
+    for wish in ({}, {"lease_s": 7}, {"reset": True}):  # those that are there stay as they were
+        assert (await call(service.url, "PUT", "/consumers/a", wish)).status_code == 200
+    assert (await call(service.url, "DELETE", "/consumers/b")).status_code == 204
+    assert (await call(service.url, "PUT", "/consumers/c", {})).status_code == 201
+
+
 async def test_a_holder_is_seen_with_its_times(service: Running) -> None:
     await make(service.url)
     async with reading(service.url, f"consumer={NAME}&shard=1/2"):

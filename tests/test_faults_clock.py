@@ -89,7 +89,7 @@ async def test_a_clock_that_is_stepped_moves_times_and_neither_order_nor_leases(
 
 async def _assert_nothing_waits_for_less_than_no_time(pool: Pool) -> None:
     """All that waits was received by a clock that is ahead of the database's."""
-    assert (await Consumers(pool).read("idle")).furthest_behind.lag_s == 0
+    assert (await Consumers(pool, 100).read("idle")).furthest_behind.lag_s == 0
     for backlog in await Deliveries(pool).backlog():
         assert backlog.oldest_s in (None, 0)
 
