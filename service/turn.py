@@ -6,7 +6,11 @@ log, as any reader's is.
 """
 
 import asyncio
+import math
 import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from service.acks import Acks
@@ -35,6 +39,8 @@ from service.writer import HEARTBEAT, Writer
 PARAMS = frozenset({"consumer", "shard", "wait"})
 MAX_SHARDS = 64
 STANDBY_S = 0.5  # a standby looks this often whether the lease is free
+LOOKED_FOR = 50  # leases that a process looks for so often; with more, each less often
+Lane = tuple[str, int, int]  # a consumer, a shard, of how many
 _SHARD = re.compile(r"(\d{1,2})/(\d{1,2})")
 
 
@@ -54,6 +60,50 @@ class Turn:
         return replace(self.consumer.filter, shard=shard)
 
 
+class Looks:
+    """When this process looks whether a lease is free: one look for all who stand by for it.
+
+    However many streams stand by, the database is asked no more than LOOKED_FOR / STANDBY_S times a
+    second: each asking for itself, a token's streams would keep everybody else's reads waiting.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._waiting: Counter[Lane] = Counter()
+        self._next_at: dict[Lane, float] = {}
+
+    @contextmanager
+    def standing_by(self, lane: Lane) -> Iterator[None]:
+        """Count one more who waits for a lease."""
+        self._waiting[lane] += 1
+        try:
+            yield
+        finally:
+            self._waiting[lane] -= 1
+            if not self._waiting[lane]:
+                del self._waiting[lane]
+                self._next_at.pop(lane, None)
+
+    @contextmanager
+    def look(self, lane: Lane) -> Iterator[bool]:
+        """Give True to whoever is to look now; nobody else does meanwhile."""
+        if self._clock() < self._next_at.get(lane, 0.0):
+            yield False
+            return
+        self._next_at[lane] = math.inf
+        try:
+            yield True
+        finally:
+            if lane in self._next_at:
+                # A little less than a standby sleeps: whoever has slept may look.
+                pause_s = STANDBY_S * max(0.9, len(self._waiting) / LOOKED_FOR)
+                self._next_at[lane] = self._clock() + pause_s
+
+    def forget(self, lane: Lane) -> None:
+        """Let each of the others look for itself, at once: one was told that it cannot have it."""
+        self._next_at.pop(lane, None)
+
+
 class Turns:
     """Finds a request's turn, and takes leases for it."""
 
@@ -64,6 +114,7 @@ class Turns:
         self._leases = leases
         self._acks = acks
         self._eventlog = eventlog
+        self._looks = Looks(asyncio.get_running_loop().time)
 
     async def find(self, params: Params, last_event_id: str | None, caller: Caller) -> Turn | None:
         """Return the request's turn, None if it names no consumer.
@@ -121,24 +172,36 @@ class Turns:
 
     async def stand_by(self, subscriber: Subscriber, turn: Turn, writer: Writer) -> None:
         """Wait until the lease is ours, with comments only; then say which it is."""
-        while subscriber.hold is None and subscriber.closing is None:
-            if subscriber.is_heartbeat_due:
-                subscriber.is_heartbeat_due = False
-                await writer.write(HEARTBEAT)
-            try:
-                await self._take(subscriber, turn)
-            except (ConsumerHeld, LogUnavailable):
-                await asyncio.sleep(STANDBY_S)
-            except (LogDiverged, PositionAhead):
-                subscriber.close("diverged")
-            except PositionPruned:
-                subscriber.close("pruned")
-            except (UnknownConsumer, ShardsHeld):
-                subscriber.close("consumer_gone")
+        lane = (turn.consumer.name, turn.shard, turn.shards)
+        with self._looks.standing_by(lane):
+            while subscriber.hold is None and subscriber.closing is None:
+                if subscriber.is_heartbeat_due:
+                    subscriber.is_heartbeat_due = False
+                    await writer.write(HEARTBEAT)
+                with self._looks.look(lane) as may_look:
+                    is_held = not may_look or await self._look(subscriber, turn, lane)
+                if is_held:
+                    await asyncio.sleep(STANDBY_S)
         if subscriber.hold is not None:
             lease = subscriber.hold.lease
             await writer.write(checkpoint_block(lease.position, lease.link))
             await writer.control("lease", lease=lease.number, position=lease.position)
+
+    async def _look(self, subscriber: Subscriber, turn: Turn, lane: Lane) -> bool:
+        """Take the lease if it is free, else return True; end a stream that cannot have it."""
+        try:
+            await self._take(subscriber, turn)
+            return False
+        except (ConsumerHeld, LogUnavailable):
+            return True
+        except (LogDiverged, PositionAhead):
+            subscriber.close("diverged")
+        except PositionPruned:
+            subscriber.close("pruned")
+        except (UnknownConsumer, ShardsHeld):
+            subscriber.close("consumer_gone")
+        self._looks.forget(lane)
+        return False
 
     async def _take(self, subscriber: Subscriber, turn: Turn) -> None:
         consumer = turn.consumer

@@ -2,15 +2,17 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from itertools import chain
+from typing import Any
 from zlib import crc32
 
 import httpx2
 import pytest
 
 from service import lag as lag_module
-from service.turn import STANDBY_S
+from service.lease import Hold, Leases
+from service.turn import LOOKED_FOR, STANDBY_S, Looks
 from tests.bridge import new_event
 from tests.consuming import NAME, acknowledge, assert_no_event, call, look, make
 from tests.logkeeping import append, append_many, id_of, positions, sample
@@ -233,6 +235,67 @@ async def test_of_many_standbys_one_takes_over(service: Running) -> None:
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_many_standbys_ask_the_database_no_more_often_than_one(
+    service: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, period_s = 0, 0.1
+    take = Leases.take
+
+    async def counted(self: Leases, *arguments: Any) -> Hold:
+        nonlocal looks
+        looks += 1
+        return await take(self, *arguments)
+
+    await make(service.url)
+    monkeypatch.setattr("service.turn.STANDBY_S", period_s)
+    async with AsyncExitStack() as stack:
+        for _ in range(20):
+            await stack.enter_async_context(reading(service.url, QUERY))
+        monkeypatch.setattr(Leases, "take", counted)
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        await eventually(lambda: looks > 5)
+        assert looks <= 1 + (clock() - began) / (0.8 * period_s)
+
+
+async def test_all_standbys_are_told_that_their_consumer_is_gone(service: Running) -> None:
+    await make(service.url)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(reading(service.url, QUERY))
+        others = [await stack.enter_async_context(reading(service.url, QUERY)) for _ in range(9)]
+        answer = await call(service.url, "DELETE", f"/consumers/{NAME}")
+        assert answer.status_code == 204
+        await asyncio.gather(*(other.rest() for other in others))
+
+
+def test_the_more_leases_are_looked_for_the_less_often_each_is() -> None:
+    now = 0.0
+    looks = Looks(lambda: now)
+
+    def may_look(shard: int) -> bool:
+        with looks.look(("billing", shard, 64)) as may:
+            return may
+
+    with ExitStack() as stack:
+        lanes = [("billing", shard, 64) for shard in range(2 * LOOKED_FOR)]
+        for lane in lanes[:LOOKED_FOR]:
+            stack.enter_context(looks.standing_by(lane))
+        assert may_look(0)
+        assert not may_look(0)
+        assert may_look(1)
+        now += STANDBY_S
+        for lane in lanes[LOOKED_FOR:]:
+            stack.enter_context(looks.standing_by(lane))
+        assert may_look(0)
+        now += 1.5 * STANDBY_S
+        assert not may_look(0)
+        now += 0.5 * STANDBY_S
+        assert may_look(0)
+        looks.forget(lanes[0])
+        assert may_look(0)
+    assert (looks._waiting, looks._next_at) == ({}, {})
 
 
 @pytest.mark.parametrize("reason", ["max_age", "drain"])
