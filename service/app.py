@@ -167,7 +167,7 @@ def _endpoints(
     return Endpoints(
         receive,
         stream,
-        Pages(eventlog, window, tokens),
+        Pages(eventlog, window, tokens, settings.send_timeout_s),
         ConsumerApi(base.consumers, acks, eventlog, window, tokens),
         Admin(tokens, eventlog, administering.overview),
         WebhookApi(webhooks, tokens),

@@ -38,6 +38,7 @@
         ├── Erased              410 erased                the event's body was erased
         ├── BodyTooLarge        413 body_too_large
         ├── NotServedHere       421 not_served_here       this process lacks the role
+        ├── TooManyPages        429 too_many_pages        a token has as many calls open as it may
         ├── TooManyStreams      429 too_many_streams
         ├── LogUnavailable      503 log_unavailable       Postgres cannot answer now
         ├── Overloaded          503 overloaded            the append queue is full
@@ -226,6 +227,10 @@ class BodyTooLarge(Problem):
 class NotServedHere(Problem):
     status, code = 421, "not_served_here"
     closes_connection = True
+
+
+class TooManyPages(Problem):
+    status, code, retry_after_s = 429, "too_many_pages", 2
 
 
 class TooManyStreams(Problem):

@@ -20,6 +20,7 @@ NAMES_OF_2019 = {
     "ACCOUNT_CREATED": "item.account.created",
     "ACCOUNT_UPDATED": "item.account.updated",
 }
+PATTERNS_MAX = 100  # the database compares each with each event that it looks at
 _TYPE_PATTERN = re.compile(r"[A-Za-z0-9_.\-]{1,128}\*?|\*")
 
 
@@ -124,9 +125,11 @@ EVERYTHING = Filter()
 def parse_topics(patterns: Iterable[str]) -> frozenset[str] | None:
     """Return the filter's topics for the types or patterns a user wrote; None for no pattern.
 
-    Raises ValueError naming the pattern that cannot be one.
+    Raises ValueError naming the pattern that cannot be one, or for more than PATTERNS_MAX.
     """
     topics = frozenset(_parse_topic(pattern) for pattern in patterns)
+    if sum(topic[-1:] == "*" for topic in topics) > PATTERNS_MAX:
+        raise ValueError(f"at most {PATTERNS_MAX} types may end in a star")
     return topics or None
 
 

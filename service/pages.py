@@ -7,13 +7,16 @@ CloudEvents batch, or NDJSON; one event also as Bridge's exact bytes.
 
 import asyncio
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive
 
+from service.answer import Paced
 from service.auth import Caller, Tokens, bearer_token
 from service.cursor import (
     FILTER_PARAMS,
@@ -35,17 +38,19 @@ from service.errors import (
     NotAcceptable,
     NotFound,
     PositionAhead,
+    TooManyPages,
 )
 from service.event import GENESIS_POSITION, Event, cloudevent_json, event_id, one_line
 from service.eventlog import EventLog, Page
-from service.filter import Filter
+from service.filter import Filter, Filterable
 from service.window import Window
 
 PARAMS = FILTER_PARAMS | START_PARAMS | {"limit", "wait"}
 DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
 MAX_WAIT_S = 60
 SEARCH_S = 10.0  # for a match: proxies and clients give up on an answer that takes much longer
-PAGE_BYTES = 4 * 1024 * 1024
+PAGE_BYTES = 1024 * 1024
+OPEN_MAX = 200  # calls of a token: each may hold a page that its client does not read
 JSON, BATCH, NDJSON = (
     "application/json",
     "application/cloudevents-batch+json",
@@ -56,27 +61,49 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 class _Bell:
-    """Waits for the window to grow."""
+    """Waits for the window to grow, or for the client to go, until a deadline."""
 
-    def __init__(self) -> None:
+    def __init__(self, receive: Receive, wait_s: float) -> None:
+        self._receive = receive
+        self._clock = asyncio.get_running_loop().time
+        self.deadline = self._clock() + wait_s
         self._rung = asyncio.Event()
+        self.is_client_gone = False
 
     def wake(self) -> None:
         self._rung.set()
 
-    async def wait(self, seconds: float) -> None:
+    @property
+    def is_over(self) -> bool:
+        """True past the deadline."""
+        return self._clock() >= self.deadline
+
+    async def wait(self) -> None:
+        """Return when it has rung, or at the deadline; it can ring again then."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout_at(self.deadline):
                 await self._rung.wait()
+        self._rung.clear()
+
+    async def watch(self) -> None:
+        """Ring when the client has gone: it must not count as one that waits."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.is_client_gone = True
+        self.wake()
 
 
 class Pages:
     """The two endpoints."""
 
-    def __init__(self, eventlog: EventLog, window: Window, tokens: Tokens) -> None:
+    def __init__(
+        self, eventlog: EventLog, window: Window, tokens: Tokens, send_timeout_s: float
+    ) -> None:
         self._eventlog = eventlog
         self._window = window
         self._tokens = tokens
+        self._send_timeout_s = send_timeout_s
+        self._open: Counter[str] = Counter()
         self._clock = asyncio.get_running_loop().time
 
     async def list_events(self, request: Request) -> Response:
@@ -86,12 +113,16 @@ class Pages:
         media_type = negotiate(request.headers.get("accept"), (JSON, BATCH, NDJSON))
         filter_ = parse_filter(params).intersect(caller.limits)
         limit = _number(params, "limit", DEFAULT_LIMIT, 1, MAX_LIMIT)
-        deadline = self._clock() + _number(params, "wait", 0, 0, MAX_WAIT_S)
+        bell = _Bell(request.receive, _number(params, "wait", 0, 0, MAX_WAIT_S))
         begin = parse_begin(params, request.headers.get("last-event-id"), Start())
-        position = await resolve(begin, self._eventlog, self._window)
-        digits = begin.link_digits if isinstance(begin, Place) else None
-        page = await self._read(position, digits, filter_, limit, deadline)
-        return await self._answer(page, media_type)
+        with ExitStack() as stack:
+            stack.enter_context(self._opened(caller))
+            position = await resolve(begin, self._eventlog, self._window)
+            digits = begin.link_digits if isinstance(begin, Place) else None
+            page = await self._read(position, digits, filter_, limit, bell)
+            headers = {"causeway-last-id": await self._last_id(page), "cache-control": "no-store"}
+            body = _spell(page.events, headers["causeway-last-id"], media_type)
+            return self._paced(body, headers, media_type, stack.pop_all())
 
     async def get_event(self, request: Request) -> Response:
         """Answer one event, by its position or its id."""
@@ -99,6 +130,15 @@ class Pages:
         parse_query(request.scope["query_string"], ())
         media_type = negotiate(request.headers.get("accept"), (CLOUDEVENT, JSON, BYTES))
         place = parse_place(request.path_params["position"], "position")
+        with ExitStack() as stack:
+            stack.enter_context(self._opened(caller))
+            event = await self._find(place, caller)
+            body = event.body if media_type == BYTES else cloudevent_json(event)
+            headers = {"causeway-id": event.id, "cache-control": "private, immutable"}
+            return self._paced(body, headers, media_type, stack.pop_all())
+
+    async def _find(self, place: Place, caller: Caller) -> Event:
+        """Return an event that the caller may see. Raises what is wrong with it, or NotFound."""
         # One text for all: nobody learns whether there is one that their token may not see.
         missing = NotFound(f"there is no event at position {place.position}, or not for this token")
         if place.position == GENESIS_POSITION:
@@ -118,43 +158,90 @@ class Pages:
                 f"the body of the event at position {place.position} was erased",
                 position=place.position,
             )
-        body = events[0].body if media_type == BYTES else cloudevent_json(events[0])
-        headers = {"causeway-id": events[0].id, "cache-control": "private, immutable"}
-        return Response(body, media_type=media_type, headers=headers)
+        return events[0]
+
+    @contextmanager
+    def _opened(self, caller: Caller) -> Iterator[None]:
+        """Count a call until its answer is read. Raises TooManyPages past the cap."""
+        if self._open[caller.name] >= OPEN_MAX:
+            raise TooManyPages(
+                f"this token has {OPEN_MAX} calls for events open, as many as it may"
+            )
+        self._open[caller.name] += 1
+        try:
+            yield
+        finally:
+            self._open[caller.name] -= 1
+            if not self._open[caller.name]:
+                del self._open[caller.name]
+
+    def _paced(
+        self,
+        body: bytes,
+        headers: dict[str, str],
+        media_type: str,
+        held: AbstractContextManager[object],
+    ) -> Response:
+        return Paced(body, headers, media_type, held, self._send_timeout_s)
 
     async def _authenticate(self, request: Request) -> Caller:
         return await self._tokens.authenticate(bearer_token(request.scope["headers"]), "stream")
 
     async def _read(
-        self, position: int, digits: str | None, filter_: Filter, limit: int, deadline: float
+        self, position: int, digits: str | None, filter_: Filter, limit: int, bell: _Bell
     ) -> Page:
-        """Read until there is an event, or until the log's end and the deadline.
+        """Read until there is an event, or until the log's end and the bell's deadline.
 
         A search that takes longer than SEARCH_S ends where it is. What is read must be of the
         history that the reader has read: `digits` are those of the link at `position`, None if it
         did not say. Raises LogDiverged, PositionAhead or PositionPruned.
         """
-        search_until = max(deadline, self._clock() + SEARCH_S)
+        search_until = max(bell.deadline, self._clock() + SEARCH_S)
+        matches = filter_.matcher()
         while True:
-            bell = _Bell()
             self._window.add_waiter(bell)
             try:
                 page = await self._read_once(position, filter_, limit)
                 link = await self._eventlog.check(position, digits)  # after the read
                 is_at_end = page.scanned_to == position
-                left = (deadline if is_at_end else search_until) - self._clock()
-                if page.events or left <= 0:
+                if page.events or self._clock() >= (bell.deadline if is_at_end else search_until):
                     return page
                 if is_at_end:
-                    if self._window.is_closing:
+                    if self._window.is_closing or bell.is_client_gone:
                         return page
-                    await bell.wait(left)
+                    position, link = await self._pass(position, link, matches, bell)
                 else:
                     position = page.scanned_to
                     link = await self._eventlog.check(position, None)
                 digits = link.hex()
             finally:
                 self._window.remove_waiter(bell)
+
+    async def _pass(
+        self, position: int, link: bytes, matches: Callable[[Filterable], bool], bell: _Bell
+    ) -> tuple[int, bytes]:
+        """Wait for the window to have a match, or for the deadline; return where to read on.
+
+        And the link there, in the history that the reader has read: where the window has another
+        one, or lacks the place, the log is asked. Whoever waits for what is rare costs the database
+        nothing meanwhile.
+        """
+        window = self._window
+        watching = asyncio.create_task(bell.watch(), name="page")
+        try:
+            while True:
+                await bell.wait()
+                if window.link_at(position) != link or bell.is_client_gone:
+                    return position, link
+                for frame in window.frames_after(position):
+                    if matches(frame.event):
+                        return position, link
+                    position, link = frame.event.position, frame.event.link
+                if window.is_closing or bell.is_over:
+                    return position, link
+                window.add_waiter(bell)
+        finally:
+            watching.cancel()
 
     async def _read_once(self, position: int, filter_: Filter, limit: int) -> Page:
         head = (await self._eventlog.bounds()).head_position
@@ -164,13 +251,11 @@ class Pages:
             position, head, filter_, limit=limit, max_bytes=PAGE_BYTES
         )
 
-    async def _answer(self, page: Page, media_type: str) -> Response:
+    async def _last_id(self, page: Page) -> str:
         link = await self._eventlog.link_at(page.scanned_to)
         if link is None:
             raise LogUnavailable("the log is changing under this read; try again")
-        last_id = event_id(page.scanned_to, link)
-        headers = {"causeway-last-id": last_id, "cache-control": "no-store"}
-        return Response(_spell(page.events, last_id, media_type), 200, headers, media_type)
+        return event_id(page.scanned_to, link)
 
 
 def negotiate(accept: str | None, offered: Sequence[str]) -> str:

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.filter import EVERYTHING, NAMES_OF_2019, Filter, parse_topics, shard_of, topic_of
+from service.filter import (
+    EVERYTHING,
+    NAMES_OF_2019,
+    PATTERNS_MAX,
+    Filter,
+    parse_topics,
+    shard_of,
+    topic_of,
+)
 
 
 @dataclass(frozen=True)
@@ -148,6 +156,13 @@ def test_what_cannot_be_a_pattern_is_named(pattern: str) -> None:
     with pytest.raises(ValueError, match="expected a type such as") as caught:
         parse_topics(["item.created", pattern])
     assert repr(pattern) in str(caught.value)
+
+
+def test_no_more_than_so_many_patterns_are_taken() -> None:
+    most = [f"item.{number}*" for number in range(PATTERNS_MAX)]
+    assert parse_topics([*most, *(f"user.{number}" for number in range(500))]) is not None
+    with pytest.raises(ValueError, match=f"at most {PATTERNS_MAX}"):
+        parse_topics([*most, "user.*"])
 
 
 def test_an_event_without_the_field_does_not_match_a_filter_on_it() -> None:

@@ -12,9 +12,12 @@ from cloudevents.core.bindings.http import HTTPMessage, from_http_event
 from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 
+from service import pages
 from service.auth import Tokens
 from service.event import parse_event
+from service.eventlog import Page
 from service.filter import Filter
+from service.pages import Pages
 from tests.bridge import body, new_event
 from tests.logkeeping import (
     MARCH,
@@ -27,11 +30,13 @@ from tests.logkeeping import (
     prune,
     replace_log,
 )
-from tests.running import WITHIN_S, Running, eventually
+from tests.raw import wire
+from tests.running import ADMIN_TOKEN, STREAM_TOKEN, WITHIN_S, Running, eventually
 
 Start = Callable[..., Awaitable[Running]]
 BATCH = "application/cloudevents-batch+json"
 NDJSON = "application/x-ndjson"
+SIZE = 12_000_000  # more than the kernel keeps for who does not read
 PRETTY = b'{\r\n  "type": "item.created",\n  "content": {\n\t"balance": 10.10\r  }\n}'
 
 
@@ -236,6 +241,75 @@ async def test_a_long_poll_is_not_held_back_where_there_is_something(
     assert found(answer) == [2]
 
 
+async def test_a_long_poll_for_what_is_rare_leaves_the_database_alone(
+    service: Running, client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await append_many(service, 2)
+    reads, read_once = 0, Pages._read_once
+
+    async def counted(self: Pages, *arguments: Any) -> Page:
+        nonlocal reads
+        reads += 1
+        return await read_once(self, *arguments)
+
+    monkeypatch.setattr(Pages, "_read_once", counted)
+    waiting = asyncio.create_task(client.get("/events?after=2&wait=30&type=user.deleted"))
+    await eventually(lambda: reads == 1)
+    for position in range(3, 9):
+        await append(service)
+        await eventually(lambda at=position: service.service.window.position == at)
+    await append(service, new_event("user.deleted"))
+    assert found(await asyncio.wait_for(waiting, 10)) == [9]
+    assert reads == 2
+
+
+async def test_who_hangs_up_on_a_long_poll_does_not_count_any_more(
+    service: Running, client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "OPEN_MAX", 1)
+    async with wire(service.url) as waiting:
+        head = f"GET /events?wait=60 HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {STREAM_TOKEN}"
+        await waiting.send(f"{head}\r\n\r\n".encode())
+        await until_open(client, is_refused=True)
+        admin = {"authorization": f"Bearer {ADMIN_TOKEN}"}  # each token has its own calls
+        assert (await client.get("/events", headers=admin)).status_code == 200
+    await until_open(client, is_refused=False)
+
+
+@pytest.mark.parametrize("path", ["/events", "/events/1"])
+async def test_a_client_that_does_not_read_is_cut_and_its_page_let_go(
+    start: Start, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await start(send_timeout_s=0.3)
+    await append(service, new_event(pad="x" * SIZE))
+    monkeypatch.setattr(pages, "OPEN_MAX", 1)
+    request = f"GET {path} HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {STREAM_TOKEN}\r\n\r\n"
+    async with (
+        httpx2.AsyncClient(base_url=service.url, headers=service.headers) as client,
+        wire(service.url) as silent,
+    ):
+        silent.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await silent.send(request.encode())
+        await until_open(client, is_refused=True)
+        await until_open(client, is_refused=False)
+        silent.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await silent.reader.readexactly(SIZE)
+
+
+async def until_open(client: httpx2.AsyncClient, *, is_refused: bool) -> None:
+    """Ask again and again for an empty page until it is refused, or not any more."""
+    async with asyncio.timeout(20):
+        while True:
+            answer = await client.get("/events?type=none")
+            if answer.status_code == (429 if is_refused else 200):
+                break
+            await asyncio.sleep(0.02)
+    if is_refused:
+        assert refused(answer) == (429, "too_many_pages")
+        assert answer.headers["retry-after"]
+
+
 async def test_pages_refuse_what_the_log_cannot_continue(
     service: Running, client: httpx2.AsyncClient, owner: Owner, start: Start
 ) -> None:
@@ -402,7 +476,7 @@ async def test_a_page_of_large_events_is_cut_and_continues(
     seen: list[int] = []
     params: dict[str, Any] = {}
     while page := found(answer := await client.get("/events", params=params)):
-        assert len(answer.content) < 6 * 1024 * 1024
+        assert len(answer.content) < 1.5 * 1024 * 1024
         seen += page
         params["after"] = answer.json()["last_id"]
     assert seen == list(range(1, 31))

@@ -7,6 +7,7 @@ import pytest
 from service import body, callback_connection, cursor, pages, refusal
 from service.config import Settings
 from service.dashboard import attempts
+from service.filter import PATTERNS_MAX
 from tests.running import ROOT
 
 PAGE = (ROOT / "docs" / "security.md").read_text()
@@ -16,6 +17,8 @@ LIMITS = {
     "body of a call of the API": (body.MAX_BYTES // 1024, body.TIMEOUT_S),
     "values of a filter": (cursor._MAX_VALUES,),
     "a page of events": (pages.MAX_LIMIT, pages.PAGE_BYTES // 1024**2, pages.MAX_WAIT_S),
+    "calls for events that a token has open in a process": (pages.OPEN_MAX,),
+    "patterns of types in a filter": (PATTERNS_MAX,),
     "bad logins of an address": (attempts.FREE, attempts.FIRST_WAIT_S, attempts.LONGEST_WAIT_S),
     "a callback's answer": (
         callback_connection.HEAD_MAX_BYTES // 1024,
