@@ -34,6 +34,23 @@ def test_a_node_that_is_emptied_keeps_no_pod_from_the_others(overlay: str) -> No
         assert {it["nodeTaintsPolicy"] for it in constraints} == {"Honor"}
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_neither_a_rollout_nor_an_eviction_takes_the_last_pod(overlay: str) -> None:
+    """And an apply takes no pod that the autoscaler gave: only one of them says how many."""
+    manifests = build(overlay)
+    fewest = {
+        manifest["spec"]["scaleTargetRef"]["name"]: manifest["spec"]["minReplicas"]
+        for manifest in of_kind(manifests, "HorizontalPodAutoscaler")
+    }
+    for manifest in of_kind(manifests, "Deployment"):
+        name, spec = manifest["metadata"]["name"], manifest["spec"]
+        assert spec["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+        assert ("replicas" in spec) is not (name in fewest)
+        budget = one(manifests, "PodDisruptionBudget", name)["spec"]
+        assert budget["selector"] == spec["selector"]
+        assert 0 < budget["maxUnavailable"] < fewest.get(name, spec.get("replicas", 0))
+
+
 def test_who_proves_the_host_name_to_the_issuer_is_heard(production: list[Manifest]) -> None:
     """cert-manager's pod for HTTP-01, in this namespace, called by the ingress controllers."""
     policy = one(production, "NetworkPolicy", "challenges")["spec"]
