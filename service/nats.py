@@ -33,6 +33,7 @@ REQUEST_TIMEOUT_S = 5.0
 PING_S = 5  # a half-open connection is found out after two of them
 CLOSE_TIMEOUT_S = 2.0
 INBOX_PREFIX = "_INBOX"
+_AWAY = 500  # JetStream's codes from here on: it cannot now
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +110,16 @@ async def _close(client: Client) -> None:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turn nats-py's errors into MirrorUnavailable, but for what the server says of a request."""
+    """Turn nats-py's errors into MirrorUnavailable, but for what is not found."""
     try:
         yield
+    except NotFoundError:
+        raise
     except APIError as error:
-        if error.code is None or error.code < 500:
-            raise
-        raise MirrorUnavailable(f"JetStream cannot answer now: {error.description}") from error
+        is_refusal = error.code is not None and error.code < _AWAY
+        what = "refuses" if is_refusal else "cannot answer now"
+        said = error.description or "there is none"  # nobody answers: it is switched off
+        raise MirrorUnavailable(f"JetStream {what}: {said}") from error
     except (nats.errors.Error, TimeoutError, OSError) as error:
         raise MirrorUnavailable(
             f"NATS cannot answer now: {str(error) or type(error).__name__}"

@@ -15,7 +15,7 @@ import orjson
 from nats.aio.msg import Msg
 from nats.errors import Error
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
-from nats.js.errors import APIError, NotFoundError
+from nats.js.errors import NotFoundError
 
 from service.errors import MirrorUnavailable, NotMirrored
 from service.event import Event
@@ -170,14 +170,12 @@ async def _watch(connection: Connection, feed: Feed) -> None:
 
 @contextmanager
 def _asking() -> Iterator[None]:
-    """Turn what JetStream refuses into our errors; `translated` leaves a refusal as it is."""
+    """Translate errors; what is not found is the stream."""
     try:
         with translated():
             yield
     except NotFoundError as error:
         raise StreamGone("there is no such stream") from error
-    except APIError as error:
-        raise MirrorUnavailable(f"JetStream refuses: {error.description}") from error
 
 
 def _numbered(message: Msg) -> tuple[int, Event]:

@@ -5,6 +5,7 @@ A second service on the same log follows Postgres: what both send must be the sa
 
 import asyncio
 import hashlib
+import re
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -293,6 +294,27 @@ async def test_without_nats_a_gateway_starts_and_serves_from_postgres(
         assert opened.source() == "postgres"
         await eventually(lambda: "NATS cannot answer" in running.service.tail.says())  # type: ignore[attr-defined]
         assert "NATS cannot answer" in await opened.note()
+
+
+async def test_a_server_that_lost_its_jetstream_costs_no_event(
+    opening: Open, nats: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one does whose disk is full: it answers, but nobody in it does for JetStream."""
+    opened = await opening()
+    config = nats.config.read_text()
+    nats.stop()
+    nats.config.write_text(re.sub("(?m)^jetstream .*$", "", config))
+    nats.start()
+    nats.wait()
+    await opened.reach("postgres")
+    await eventually(lambda: "JetStream cannot answer now" in opened.running.service.tail.says())  # type: ignore[attr-defined]
+    await append(opened.running)
+    nats.stop()
+    nats.config.write_text(config)
+    nats.start()
+    await opened.reach("nats", within_s=20)
+    await opened.same(1)
+    assert "loop failed" not in caplog.messages
 
 
 async def test_a_file_to_log_in_with_that_is_lost_is_an_alarm_and_costs_no_event(
