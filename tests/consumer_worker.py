@@ -51,10 +51,11 @@ def work(client: httpx2.Client, url: str, shard: str, every: int, output: TextIO
                 last, unconfirmed = block.position, unconfirmed + 1
                 output.write(f"{last} {block.json()['content']['item_id']}\n")
             if unconfirmed and (unconfirmed >= every or not block.is_event):
-                unconfirmed = 0
                 body = {"position": last, "shard": shard, "lease": lease}
                 answer = client.post(f"{url}/consumers/{NAME}/ack", json=body)
-                output.write(f"{'acked' if answer.status_code == 200 else 'refused'} {last}\n")
+                is_acked = answer.status_code == 200
+                unconfirmed = 0 if is_acked else unconfirmed  # refused: again at the next block
+                output.write(f"{'acked' if is_acked else 'refused'} {last}\n")
 
 
 def blocks(pieces: Iterator[str]) -> Iterator[Block]:
