@@ -110,6 +110,7 @@ class Listener:
         for _ in range(count):
             stream = self._connect(buffer_bytes=SLOW_BYTES)
             stream.sock.sendall(_request("/stream?control=1", ""))
+            stream.sock.setblocking(False)
             self._slow.append(stream)
 
     def _connect(self, buffer_bytes: int | None = None) -> Stream:
@@ -175,7 +176,7 @@ class Listener:
     def _take_a_little(self, stream: Stream) -> bool:
         """Read some of a slow stream; False if it has ended."""
         try:
-            data = stream.sock.recv(SLOW_BYTES, socket.MSG_DONTWAIT)
+            data = stream.sock.recv(SLOW_BYTES)
         except BlockingIOError:
             return True
         except ConnectionResetError:
