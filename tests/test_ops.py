@@ -107,7 +107,7 @@ async def test_a_database_that_is_away_is_not_ready_but_live(
 
 
 async def test_while_it_drains_it_is_not_ready_but_takes_webhooks(start: Start) -> None:
-    running = await start(drain_s=5.0)
+    running = await start(drain_s=12.0)
     readers = [asyncio.create_task(_read(running)) for _ in range(2)]
     await eventually(lambda: len(running.service.hub) == 2)
     running.server.stop()
