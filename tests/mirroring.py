@@ -1,11 +1,14 @@
 """What tests of the mirror share: a look at the stream through plain nats-py."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import nats as nats_py
 import orjson
 from nats.aio.client import Client
+from nats.aio.subscription import Subscription
+from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, DeliverPolicy, StreamConfig
 
 from service.eventlog import EventLog
@@ -62,18 +65,25 @@ async def until_level(mirror: Running, position: int, *, within_s: float = WITHI
 async def read_stream(nats: NatsServer) -> list[tuple[int, int, bytes]]:
     """Return all of the stream by a plain consumer: sequence number, position, body."""
     async with client_of(nats) as client:
-        jetstream = client.jetstream()
-        wanted = (await jetstream.stream_info(STREAM)).state.messages
-        config = ConsumerConfig(deliver_policy=DeliverPolicy.ALL)
-        reader = await jetstream.subscribe(
-            "bridge.>", stream=STREAM, ordered_consumer=True, config=config
-        )
+        wanted, reader = await _subscribe(client.jetstream())
         found = []
         for _ in range(wanted):
             message = await reader.next_msg(timeout=WITHIN_S)
             position = int((message.headers or {})["ce-position"])
             found.append((message.metadata.sequence.stream, position, message.data))
         return found
+
+
+async def _subscribe(jetstream: JetStreamContext) -> tuple[int, Subscription]:
+    """Return how many there are, and a consumer. A cluster that elects a leader answers nobody."""
+    config = ConsumerConfig(deliver_policy=DeliverPolicy.ALL)
+    async with asyncio.timeout(WITHIN_S):
+        while True:
+            with suppress(TimeoutError):  # nats-py's own is one
+                wanted = (await jetstream.stream_info(STREAM)).state.messages
+                return wanted, await jetstream.subscribe(
+                    "bridge.>", stream=STREAM, ordered_consumer=True, config=config
+                )
 
 
 async def assert_mirrored(nats: NatsServer, eventlog: EventLog, *, after: int = 0) -> int:
@@ -91,7 +101,7 @@ async def make_stream(nats: NatsServer, **config: object) -> None:
     """Make the stream as somebody else would."""
     async with client_of(nats) as client:
         base = {"name": STREAM, "subjects": ["bridge.>"]}
-        await client.jetstream().add_stream(StreamConfig(**(base | config)))  # type: ignore[arg-type]
+        await client.jetstream(timeout=WITHIN_S).add_stream(StreamConfig(**(base | config)))  # type: ignore[arg-type]
 
 
 async def ask(nats: NatsServer, verb: str, **request: object) -> dict[str, object]:

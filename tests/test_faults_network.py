@@ -18,7 +18,7 @@ from tests.faulty import (
     by,
     wait_for_ready,
 )
-from tests.load import under_load
+from tests.load import Load, under_load
 from tests.logkeeping import Owner, append_large, impatient, sample
 from tests.reader import reading
 from tests.running import WITHIN_S, Database, eventually, make_settings, running_service
@@ -113,6 +113,11 @@ async def test_a_deaf_listen_connection_costs_the_poll_and_is_made_anew(
         await assert_each_once(reader, 6)
 
 
+def codes(load: Load) -> set[str]:
+    """Return the codes of what was refused."""
+    return {answer.json()["error"]["code"] for answer in load.refused}
+
+
 async def test_a_stalled_way_to_postgres_gets_503_in_time_and_mends_by_itself(
     database: Database, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,13 +135,13 @@ async def test_a_stalled_way_to_postgres_gets_503_in_time_and_mends_by_itself(
                 await wait_for_ready(running, 503)
                 refused = len(load.refused)
                 await eventually(lambda: len(load.refused) > refused + 2 * SENDERS)
+                await eventually(lambda: codes(load) == {"log_unavailable", "overloaded"})
                 assert sample(running, "append_queue_events") <= 20
             accepted = len(load.accepted)
             await proxy.heal()
             await eventually(lambda: len(load.accepted) > accepted + 100)
         await wait_for_ready(running, 200)
-        codes = {answer.json()["error"]["code"] for answer in load.refused}
-        assert codes == {"log_unavailable", "overloaded"}
+        assert codes(load) == {"log_unavailable", "overloaded"}
         for answer in load.refused:
             assert_polite(answer)
         assert load.lost == 0

@@ -30,7 +30,7 @@ from tests.logkeeping import sample
 from tests.mirroring import STREAM, fill, until_level
 from tests.nats_server import NatsServer, find_server, nats_server
 from tests.reader import Block, follow
-from tests.running import Running, eventually, make_settings
+from tests.running import WITHIN_S, Running, eventually, make_settings
 from tests.test_receive import Start
 
 FOLDER = K8S / "overlays" / "nats"
@@ -291,7 +291,7 @@ async def test_an_application_takes_from_its_consumer_and_can_do_nothing_else(
     errors: list[str] = []
     async with guarded.client("operator", errors) as client:
         config = ConsumerConfig(durable_name="billing", filter_subject="bridge.default.>")
-        jetstream = client.jetstream()
+        jetstream = client.jetstream(timeout=WITHIN_S)
         await jetstream.add_consumer(STREAM, config)
         await jetstream.consumer_info(STREAM, "billing")
         assert await jetstream.find_stream_name_by_subject("bridge.default.>") == STREAM
@@ -302,8 +302,10 @@ async def test_an_application_takes_from_its_consumer_and_can_do_nothing_else(
         assert len(await jetstream.consumers_info(STREAM)) == 1
         await _refused(client, errors, "bridge.default.item.created.1")
     async with guarded.client("billing", errors) as client:
-        await client.jetstream().consumer_info(STREAM, "billing")
-        consumer = await client.jetstream().pull_subscribe_bind("billing", stream=STREAM)
+        await client.jetstream(timeout=WITHIN_S).consumer_info(STREAM, "billing")
+        consumer = await client.jetstream(timeout=WITHIN_S).pull_subscribe_bind(
+            "billing", stream=STREAM
+        )
         messages = await consumer.fetch(5, timeout=60)
         assert [message.metadata.sequence.stream for message in messages] == [1, 2, 3, 4, 5]
         for message in messages:

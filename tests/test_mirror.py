@@ -284,7 +284,7 @@ async def test_the_stream_is_made_as_the_settings_say(start: Start, nats: NatsSe
     )
     await eventually(lambda: nats.last_sequence("bank") == 0)
     async with client_of(nats) as client:
-        config = (await client.jetstream().stream_info("bank")).config
+        config = (await client.jetstream(timeout=WITHIN_S).stream_info("bank")).config
     assert (config.max_age, config.max_bytes) == (3600, 10_000_000)
     assert (config.subjects, config.storage, config.num_replicas) == (["bridge.>"], "file", 1)
     assert mirror.fatal == []
@@ -512,7 +512,7 @@ async def test_a_message_that_is_no_event_stops_the_mirror(
     await fill(service.service.eventlog, 3)
     await make_stream(nats)
     async with client_of(nats) as client:
-        await client.jetstream().publish("bridge.x", b"{}")
+        await client.jetstream(timeout=WITHIN_S).publish("bridge.x", b"{}")
     mirror = await start(roles="mirror", nats_url=nats.url)
     await until_misfit(mirror, "sequence 1: a message of the stream is no event")
 
@@ -525,7 +525,9 @@ async def test_an_event_in_another_place_stops_the_mirror(
     message = message_of(second)
     await make_stream(nats)
     async with client_of(nats) as client:
-        await client.jetstream().publish(message.subject, message.body, headers=message.headers)
+        await client.jetstream(timeout=WITHIN_S).publish(
+            message.subject, message.body, headers=message.headers
+        )
     mirror = await start(roles="mirror", nats_url=nats.url)
     await until_misfit(mirror, "sequence 1 of the stream holds position 2")
 
