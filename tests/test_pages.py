@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import pytest
@@ -355,6 +355,18 @@ async def test_a_long_poll_leads_nobody_over_into_another_history(
     events = [new_event() for _ in range(4)]
     await service.service.eventlog.append([*events, new_event("user.deleted")], timeout_s=10)
     assert refused(await waiting) == (409, "log_diverged")
+
+
+async def test_a_long_poll_passes_nothing_in_a_window_of_another_history(service: Running) -> None:
+    await append_many(service, 7)
+    eventlog, window = service.service.eventlog, service.service.window
+    await eventually(lambda: window.position == 7)
+    tokens = cast("Tokens", None)  # nobody is let in here
+    endpoint = Pages(eventlog, window, tokens, send_timeout_s=1.0)
+    link = await eventlog.check(5, None)
+    for seen, place in ((bytes(32), (5, bytes(32))), (link, (7, window.link))):
+        bell = pages._Bell(asyncio.Future, 0.0)
+        assert await endpoint._pass(5, seen, lambda _: False, bell) == place
 
 
 # One event.
