@@ -32,8 +32,8 @@ HANG = None  # nothing more comes, and the connection stays open
 WITHIN_S = 60.0
 HUGE_PIECE = b"x" * 65536
 
-# Bytes to send, seconds to wait, or HANG. At its end the connection is closed.
-Script = Iterator[bytes | float | None]
+# Bytes to send, seconds or an event to wait for, or HANG. At its end the connection is closed.
+Script = Iterator[bytes | float | asyncio.Event | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,7 @@ class State:
     secrets: list[str]
     received: list[tuple[Call, float, int | None]] = field(default_factory=list)
     tries: Counter[bytes] = field(default_factory=Counter)
+    released: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 def response(status: int, body: bytes = b"", *headers: bytes) -> bytes:
@@ -94,6 +95,13 @@ def _slow(call: Call, state: State) -> Answer:
         yield response(200, b"late", b"Connection: close")
 
     return 200, script()
+
+
+def _held(call: Call, state: State) -> Answer:
+    """`/held/100`: whatever comes after the hundredth call is answered when a test says so."""
+    if len(state.received) < int(call.part(2)):
+        return 200, GOOD
+    return 200, iter([state.released, response(200, b"released", b"Connection: close")])
 
 
 def _hang_head(call: Call, state: State) -> Answer:
@@ -181,6 +189,11 @@ def _reset(call: Call, state: State) -> Answer:
     return 200, GOOD
 
 
+def _release(call: Call, state: State) -> Answer:
+    state.released.set()
+    return 200, GOOD
+
+
 def _set_secrets(call: Call, state: State) -> Answer:
     state.secrets = json.loads(call.body)
     return 200, GOOD
@@ -189,6 +202,7 @@ def _set_secrets(call: Call, state: State) -> Answer:
 ANSWERS: dict[str, Callable[[Call, State], Answer]] = {
     "good": _good,
     "slow": _slow,
+    "held": _held,
     "hang-head": _hang_head,
     "hang-body": _hang_body,
     "status": _status,
@@ -203,6 +217,7 @@ ANSWERS: dict[str, Callable[[Call, State], Answer]] = {
     "_requests": _requests,
     "_count": _count,
     "_reset": _reset,
+    "_release": _release,
     "_secrets": _set_secrets,
 }
 
@@ -266,6 +281,8 @@ class _Connection(asyncio.Protocol):
         for step in script:
             if step is HANG:
                 await asyncio.Event().wait()  # until the caller goes
+            elif isinstance(step, asyncio.Event):
+                await step.wait()
             elif isinstance(step, bytes):
                 self._transport.write(step)
                 await self._writable.wait()
@@ -343,6 +360,10 @@ class Receiver:
     def reset(self) -> None:
         """Forget all calls."""
         self._ask("POST", "/_reset")
+
+    def release(self) -> None:
+        """Let `/held` answer what it holds, and all that comes."""
+        self._ask("POST", "/_release")
 
     def set_secrets(self, *secrets: str) -> None:
         """Let `/bridge` accept what one of `secrets` signed, and nothing else."""
