@@ -101,7 +101,12 @@ def _held(call: Call, state: State) -> Answer:
     """`/held/100`: whatever comes after the hundredth call is answered when a test says so."""
     if len(state.received) < int(call.part(2)):
         return 200, GOOD
-    return 200, iter([state.released, response(200, b"released", b"Connection: close")])
+
+    def script() -> Script:
+        yield state.released
+        yield response(200, b"released", b"Connection: close")
+
+    return 200, script()
 
 
 def _hang_head(call: Call, state: State) -> Answer:
