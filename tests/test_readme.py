@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer.main
 
-from service.__main__ import app
+from service.commands import assemble
 from service.config import Settings
 from service.metrics import Metrics
 from tests.running import Running
@@ -71,7 +71,7 @@ async def test_every_endpoint_is_in_the_table(service: Running) -> None:
 
 
 def test_every_command_is_in_the_table() -> None:
-    group = typer.main.get_command(app)
+    group = typer.main.get_command(assemble())
     commands = set()
     for name, command in group.commands.items():  # type: ignore[attr-defined]
         children = getattr(command, "commands", None)

@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service import terminal
+from service import terminal, traffic
 from service.client import Event
 from service.errors import ConfigError
 from service.event import TEST_EVENT as TEST_EVENT_TYPE
@@ -478,9 +478,9 @@ async def test_the_report_is_printed_without_a_terminal_and_without_a_bar() -> N
     console = Console(file=out, width=100)
     async with receiving(Receiver()) as receiver:
         plan = replace(PLAN, url=receiver.url, count=20)
-        report = await terminal.simulate(plan, asyncio.Event(), console)
+        report = await traffic.simulate(plan, asyncio.Event(), console)
     assert out.getvalue() == ""
-    terminal.show_report(report, console)
+    traffic.show_report(report, console)
     assert "20 calls" in out.getvalue()
     assert "200: 20" in out.getvalue()
 
@@ -490,7 +490,7 @@ def test_an_event_is_one_line_whatever_its_body_holds() -> None:
         b'{\n "content": {"item_id": 7, "user_uuid": "a\\u001b[31m\\n"},\n "type": "item.created"}'
     )
     event = arrived(1042, body)
-    line = terminal.event_line(event, RECEIVED.timestamp() + 0.0021)
+    line = traffic.event_line(event, RECEIVED.timestamp() + 0.0021)
     assert line.split() == [
         "2026-11-23T17:04:05.123Z",
         "1042",
@@ -502,8 +502,8 @@ def test_an_event_is_one_line_whatever_its_body_holds() -> None:
         "user",
         "a?[31m?",
     ]
-    assert json.loads(terminal.json_line(event))["data"] == json.loads(body)
-    assert "\n" not in terminal.json_line(event)
+    assert json.loads(traffic.json_line(event))["data"] == json.loads(body)
+    assert "\n" not in traffic.json_line(event)
 
 
 @pytest.mark.parametrize(
@@ -511,7 +511,7 @@ def test_an_event_is_one_line_whatever_its_body_holds() -> None:
 )
 def test_a_body_that_is_about_nobody_has_no_subject(content: str) -> None:
     body = b'{"content":%b,"type":"x"}' % content.encode()
-    assert terminal.subject(arrived(1, body)) == ""
+    assert traffic.subject(arrived(1, body)) == ""
 
 
 @pytest.mark.parametrize(

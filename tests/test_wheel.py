@@ -49,7 +49,9 @@ def test_a_plain_install_needs_httpx2_alone(wheel: zipfile.ZipFile) -> None:
 
 @pytest.mark.parametrize("missing", ["typer", "asyncpg", "starlette"])
 def test_the_command_says_what_to_install_where_the_server_is_missing(missing: str) -> None:
-    without = f"import sys, runpy; sys.modules[{missing!r}] = None; sys.argv = ['causeway']; "
+    without = (
+        f"import sys, runpy; sys.modules[{missing!r}] = None; sys.argv = ['causeway', 'serve']; "
+    )
     run = "runpy.run_module('service', run_name='__main__')"
     done = subprocess.run(
         [sys.executable, "-c", without + run], cwd=ROOT, capture_output=True, text=True, check=False
