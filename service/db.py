@@ -133,16 +133,17 @@ async def fetch(
 async def transaction(querier: Querier) -> AsyncIterator[Connection]:
     """Give one session within a transaction, for statements that must stand together.
 
-    Raises LogUnavailable.
+    Raises LogUnavailable, also if the commit's wait for a synchronous standby was cut short.
     """
     with translated():
         if not isinstance(querier, asyncpg.Pool):
-            async with querier.transaction():
-                yield querier
+            with _waited_for_standby(querier):
+                async with querier.transaction():
+                    yield querier
             return
         acquired = querier.acquire(timeout=COMMAND_TIMEOUT_S)
         async with acquired as connection:
-            with _left_if_read_only(connection):
+            with _left_if_read_only(connection), _waited_for_standby(connection):
                 async with connection.transaction():
                     yield cast("Connection", connection)
 

@@ -19,7 +19,7 @@ from service.migrate import migrate
 from tests.bridge import body, new_event, post
 from tests.chaos.proxy import proxy_to
 from tests.chaos.standby import Standby, crash, set_synchronous, standby_of
-from tests.consuming import look, make
+from tests.consuming import call, look, make
 from tests.faulty import (
     assert_all_in_log_once,
     assert_each_once,
@@ -170,16 +170,25 @@ async def test_a_wait_for_the_standby_that_somebody_cancels_is_no_200(
         await standby.cut()
         payload = body()
         posting = asyncio.create_task(post(running.url, payload))
-        async with asyncio.timeout(10):
-            while not await owner.fetchval(
-                "SELECT bool_or(pg_cancel_backend(pid)) FROM pg_stat_activity "
-                "WHERE wait_event = 'SyncRep'"
-            ):
-                await asyncio.sleep(0.05)
+        await _cancel_a_wait(owner)
         assert_polite(await posting, "log_unavailable")
+        making = asyncio.create_task(call(running.url, "PUT", "/consumers/new", {}))
+        await _cancel_a_wait(owner)
+        assert_polite(await making, "log_unavailable")
         await standby.join()
         answer = await post(running.url, payload)
         assert (answer.status_code, answer.headers["causeway-duplicate"]) == (200, "true")
+        assert (await call(running.url, "PUT", "/consumers/new", {})).status_code == 200
+
+
+async def _cancel_a_wait(owner: Owner) -> None:
+    """Cancel the wait of somebody who commits, as an operator does who wants it over."""
+    async with asyncio.timeout(WITHIN_S):
+        while not await owner.fetchval(
+            "SELECT bool_or(pg_cancel_backend(pid)) FROM pg_stat_activity "
+            "WHERE wait_event = 'SyncRep'"
+        ):
+            await asyncio.sleep(0.05)
 
 
 async def test_events_that_an_asynchronous_standby_lacked_show_as_409_to_all_who_saw_them(
