@@ -1,5 +1,6 @@
 """`/consumers...`: make, read, list and delete named consumers, and acknowledge what is done."""
 
+import asyncio
 from typing import Any
 
 from starlette.requests import Request
@@ -34,8 +35,12 @@ class ConsumerApi:
     async def list_consumers(self, request: Request) -> Response:
         """Answer every consumer that the token may see, by name."""
         limits = await self._authenticate(request)
-        consumers = [one for one in await self._consumers.all() if _covers(limits, one.filter)]
-        return reply({"consumers": [_describe(consumer) for consumer in consumers]})
+        shown = []
+        for consumer in await self._consumers.all():
+            await asyncio.sleep(0)  # a comparison with 1,000 types takes milliseconds
+            if _covers(limits, consumer.filter):
+                shown.append(_describe(consumer))
+        return reply({"consumers": shown})
 
     async def consumer(self, request: Request) -> Response:
         """Answer one consumer (GET); make or change it (PUT); forget it and its place (DELETE)."""

@@ -217,6 +217,30 @@ async def test_a_consumer_in_shards_is_listed_with_its_filter(service: Running) 
     assert (listed["filter"], len(listed["shards"])) == (filter_, 2)
 
 
+async def test_a_long_list_lets_others_have_their_turn(
+    service: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        await make(service.url, name)
+    turns, seen = 0, []
+
+    async def other() -> None:
+        nonlocal turns
+        while len(seen) < 3:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def covers(_limits: Filter, _filter: Filter) -> bool:
+        seen.append(turns)
+        return True
+
+    monkeypatch.setattr("service.consumer_api._covers", covers)
+    others = asyncio.create_task(other())
+    assert (await call(service.url, "GET", "/consumers")).status_code == 200
+    await others
+    assert seen == sorted(set(seen))
+
+
 async def test_no_more_consumers_are_made_than_there_may_be(start: Start) -> None:
     service = await start(consumers_max=2)
     for name in ("a", "b"):
