@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-BUILD_S = 600.0
+BUILD_S = 1800.0
 TIMESTAMP = "1700000000"
 PIP_KEYS = ("index-url", "extra-index-url", "trusted-host", "proxy", "cert")
 

@@ -72,7 +72,7 @@ async def _fill(service: Loaded, offer: Child, count: int) -> str:
     taken = 0
     while taken < count + 1:
         done = await ask(offer, rate=4000, seconds=(count + 1 - taken) / 4000 + 0.01)
-        taken += done["statuses"]["200"]["count"]
+        taken += done["statuses"].get("200", {"count": 0})["count"]  # the rest was refused
     owner = await asyncpg.connect(service.database.owner_dsn)
     try:
         place: str = await owner.fetchval(PLACE, taken - count)
