@@ -27,6 +27,9 @@ READY = "kube_deployment_status_replicas_available"
 AUDIT, CRON = "kube_cronjob", 'cronjob="causeway-audit"'
 MIGRATE = 'job_name="causeway-migrate-1"'
 DISK = "kubelet_volume_stats"
+BACKUP = "barman_cloud_cloudnative_pg_io_last_available_backup_timestamp"
+ARCHIVER = "cnpg_pg_stat_archiver_last"
+PRIMARY = '{namespace="c",pod="causeway-postgres-1"}'
 CLAIM = '{namespace="causeway",persistentvolumeclaim="data-causeway-postgres-0"}'
 
 
@@ -110,6 +113,14 @@ CASES = (
         "3000m",
         {"namespace": "causeway", "name": "causeway-bridge"},
     ),
+    Case("CausewayBackupOld", ((f"{BACKUP}{PRIMARY}", "600x3000"), (f'{BACKUP}{{namespace="c",pod="causeway-postgres-2"}}', "0x3000")), "2220m", "2240m", {"namespace": "c"}),
+    Case(
+        "CausewayArchivingFailing",
+        ((f"{ARCHIVER}_failed_time{PRIMARY}", "-1x10 660x60"), (f"{ARCHIVER}_archived_time{PRIMARY}", "1+60x10 601x60"), (f"cnpg_pg_replication_in_recovery{PRIMARY}", "0x70")),
+        "20m",
+        "23m",
+        {"namespace": "c", "pod": "causeway-postgres-1"},
+    ),
     Case("CausewaySecretRotationHalfDone", (('causeway_source_secrets{source="default"}', "1x10 2x4000"),), "2800m", "2900m", {"source": "default"}),
     Case("CausewaySecretKeyRotationHalfDone", (("causeway_secret_keys", "1x10 2x4000"),), "2800m", "2900m"),
     # Two in a hundred are slow for twenty minutes; for a day, four in a thousand.
@@ -124,6 +135,8 @@ ALSO = (
     Case("CausewayDown", (), "1m", "4m"),
     Case("CausewayNotReady", ((f'{READY}{{namespace="c",deployment="causeway"}}', "2x10 0x20"), (UP[0], "0x9 _x21")), "11m", "14m", {"namespace": "c", "deployment": "causeway"}),
     Case("CausewayNoEvents", (UP,), "8m", "12m"),
+    Case("CausewayBackupOld", ((f"{BACKUP}{PRIMARY}", "0x3000"),), "2210m", "2230m", {"namespace": "c"}),
+    Case("CausewayArchivingFailing", ((f"{ARCHIVER}_failed_time{PRIMARY}", "1x20"), (f"{ARCHIVER}_archived_time{PRIMARY}", "-1x20")), "8m", "12m", {"namespace": "c", "pod": "causeway-postgres-1"}),
     Case("CausewayAuditMissing", ((f"{AUDIT}_created{{{CRON}}}", "0x16000"),), "12900m", "13100m"),
     Case(
         "CausewayMigrationFailed",
@@ -171,6 +184,15 @@ def test_it_fires_when_it_should_and_not_before(tmp_path: Path, case: Case) -> N
 @pytest.mark.parametrize("case", SETTLED, ids=lambda case: case.alert)
 def test_a_job_that_did_it_at_the_second_try_wakes_nobody(tmp_path: Path, case: Case) -> None:
     play(tmp_path, case, {case.quiet_at: []})
+
+
+def test_an_instance_that_was_the_primary_once_wakes_nobody(tmp_path: Path) -> None:
+    times = (
+        (f"{ARCHIVER}_failed_time{PRIMARY}", "660x60"),
+        (f"{ARCHIVER}_archived_time{PRIMARY}", "601x60"),
+    )
+    standing_by = (f"cnpg_pg_replication_in_recovery{PRIMARY}", "1x60")
+    play(tmp_path, Case("CausewayArchivingFailing", (*times, standing_by), "30m", ""), {"30m": []})
 
 
 def play(tmp_path: Path, case: Case, expected: dict[str, list[dict[str, object]]]) -> None:
