@@ -31,10 +31,10 @@ from service.simulate import Plan, Report, Simulation
 from service.terminal import duration, until_stopped
 
 SERVE = (sys.executable, "-m", "service", "serve")
-START_S = 60.0
+START_S = 120.0
 _STOP_S = 30.0
-_LAST_DELIVERIES_S = 5.0
-_OUTSIDE_S = 1.0  # an event without an answer to us by then was sent by someone else
+_ANSWER_S = 60.0
+_LAST_DELIVERIES_S = 30.0
 _LOG_LINES = 20
 _LOG_LINE_MAX_BYTES = 1024 * 1024
 
@@ -94,11 +94,14 @@ async def _show(wishes: Wishes, access: Access, stop: asyncio.Event, console: Co
         count=wishes.count,
         duplicates=wishes.duplicates,
         forged=wishes.forged,
+        timeout_s=_ANSWER_S,
         seed=secrets.randbits(32),
     )
     simulation = Simulation(plan, on_answer=journeys.answered)
     ended = asyncio.Event()
-    reader = asyncio.create_task(until_stopped(ended, _read(access, journeys)), name="reader")
+    reader = asyncio.create_task(
+        until_stopped(ended, _read(access, journeys, simulation)), name="reader"
+    )
     reader.add_done_callback(end)
     status = asyncio.create_task(_status(console, journeys), name="status")
     if wishes.seconds is not None:
@@ -116,12 +119,12 @@ async def _show(wishes: Wishes, access: Access, stop: asyncio.Event, console: Co
     return report.is_good and journeys.undelivered == 0
 
 
-async def _read(access: Access, journeys: Journeys) -> None:
-    loop = asyncio.get_running_loop()
+async def _read(access: Access, journeys: Journeys, simulation: Simulation) -> None:
     async with aclosing(subscribe(access.url, access.token, from_start=True)) as events:
         async for event in events:
             journeys.delivered(event, time.time())
-            loop.call_later(_OUTSIDE_S, journeys.finish_outside, event.position)
+            if not simulation.is_sending(event.data):  # ours may arrive before its answer does
+                journeys.finish_outside(event.position)
 
 
 async def _drained(journeys: Journeys, moved: asyncio.Event, reader: asyncio.Task[None]) -> None:
@@ -171,7 +174,10 @@ async def _service(access: Access, data: Path, stop: asyncio.Event) -> AsyncIter
     log: deque[str] = deque(maxlen=_LOG_LINES)
     logging = asyncio.create_task(_keep_last(process, log), name="service log")
     try:
-        await _ready(access.url, process, log, stop)
+        if (failure := await _ready(access.url, process, stop)) is not None:
+            await _end(process)
+            await logging  # to its last line
+            raise CausewayError(f"the service {failure}; its last log lines:\n" + "\n".join(log))
         yield
     finally:
         await _end(process)
@@ -184,21 +190,18 @@ async def _keep_last(process: asyncio.subprocess.Process, log: deque[str]) -> No
         log.append(line.decode(errors="replace").rstrip())
 
 
-async def _ready(
-    url: str, process: asyncio.subprocess.Process, log: deque[str], stop: asyncio.Event
-) -> None:
-    """Wait until the service is ready, or `stop`. Raises CausewayError with its last log lines."""
+async def _ready(url: str, process: asyncio.subprocess.Process, stop: asyncio.Event) -> str | None:
+    """Wait until the service is ready, or `stop`; return what came instead, if it failed."""
     deadline = time.monotonic() + START_S
     async with httpx2.AsyncClient(timeout=2.0, trust_env=False) as client:
         while process.returncode is None and time.monotonic() < deadline:
             if stop.is_set():
-                return
+                return None
             with suppress(httpx2.TransportError):  # not listening yet: that is waited for
                 if (await client.get(f"{url}/readyz")).is_success:
-                    return
+                    return None
             await asyncio.sleep(0.05)
-    how = "ended" if process.returncode is not None else f"was not ready within {START_S:.0f} s"
-    raise CausewayError(f"the service {how}; its last log lines:\n" + "\n".join(log))
+    return "ended" if process.returncode is not None else f"was not ready within {START_S:.0f} s"
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -172,6 +172,7 @@ class Simulation:
         self.retried = 0
         self._answers: Counter[str] = Counter()
         self._latencies = Latencies()
+        self._open: set[bytes] = set()
         self._on_answer, self._on_fate = on_answer, on_fate
         self._outstanding = asyncio.Semaphore(OUTSTANDING_MAX)
         self._connections = asyncio.Semaphore(plan.connections)
@@ -194,6 +195,10 @@ class Simulation:
                 number += 1
         return self._report(time.monotonic() - started)
 
+    def is_sending(self, body: bytes) -> bool:
+        """Tell whether a call with this body has not got its fate yet."""
+        return body in self._open
+
     def _client(self) -> httpx2.AsyncClient:
         most = self.plan.connections
         return httpx2.AsyncClient(
@@ -203,11 +208,13 @@ class Simulation:
         )
 
     async def _deliver(self, client: httpx2.AsyncClient, call: Call, stop: asyncio.Event) -> None:
+        self._open.add(call.body)
         try:
             fate = await self._settle(client, call, stop)
             if fate is Fate.ACCEPTED and call.is_sent_again and not stop.is_set():
                 await self._settle(client, replace(call, is_known=True), stop)
         finally:
+            self._open.discard(call.body)
             self._outstanding.release()
 
     async def _settle(self, client: httpx2.AsyncClient, call: Call, stop: asyncio.Event) -> Fate:

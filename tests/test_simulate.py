@@ -588,6 +588,17 @@ def test_an_event_sent_by_someone_else_is_shown_without_our_stages(
     assert joined.stages["commit"].percentile(50) is None
 
 
+async def test_a_body_is_being_sent_until_its_call_has_its_fate() -> None:
+    seen: list[bool] = []
+    simulation = Simulation(
+        Plan("http://127.0.0.1:9", ("secret",), rate=1000.0, count=3, retries=0),
+        on_fate=lambda call, _: seen.append(simulation.is_sending(call.body)),
+    )
+    report = await simulation.run(asyncio.Event())
+    assert (report.given_up, seen) == (3, [True] * 3)
+    assert not simulation._open
+
+
 def test_duplicates_and_refusals_are_nobodys_journey(
     journeys: tuple[Journeys, list[Journey]],
 ) -> None:
