@@ -61,9 +61,14 @@ _numbers = itertools.count(1)
 for _part in ("connect", "read", "write", "pool"):
     setattr(DEFAULT_TIMEOUT_CONFIG, _part, WITHIN_S)
 
-# A busy machine is no bug: examples have no deadline of their own. They are the same each time,
-# unless somebody asks for more of them: then each run looks elsewhere.
-hypothesis.settings.register_profile("causeway", deadline=None, derandomize=True)
+# A busy machine is no bug: examples have no deadline of their own, and may be drawn slowly. They
+# are the same each time, unless somebody asks for more of them: then each run looks elsewhere.
+hypothesis.settings.register_profile(
+    "causeway",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=20_000)
 hypothesis.settings.load_profile(os.environ.get("CAUSEWAY_TEST_PROFILE", "causeway"))
 
@@ -187,6 +192,7 @@ def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine is no outage: a connect, or the wait for the append lock, may take longer."""
     for module in ("db", "migrate"):
         monkeypatch.setattr(f"service.{module}.CONNECT_TIMEOUT_S", 60.0)
+    monkeypatch.setattr("service.connection._CONNECT_S", WITHIN_S)
     monkeypatch.setitem(SESSION, "lock_timeout", "50s")
 
 
