@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx2
+import pytest
 
 from service.consumer import Consumers, Held, Lease
 from service.db import create_pool
@@ -16,6 +17,15 @@ from tests.reader import Reader
 from tests.running import STREAM_TOKEN, WITHIN_S, Database
 
 NAME = "billing"
+
+
+@pytest.fixture(autouse=True)
+def patient_acks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an acknowledgement wait as long as the test for the sender's word on how far it got.
+
+    For the modules that import it; who tests the refusal sets AHEAD_S anew.
+    """
+    monkeypatch.setattr("service.acks.AHEAD_S", WITHIN_S / 2)
 
 
 @asynccontextmanager

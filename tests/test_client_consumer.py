@@ -37,6 +37,7 @@ from service.filter import shard_of
 from service.subscription import Subscription
 from service.wanted import filter_body, filters
 from tests.bridge import body, post
+from tests.consuming import patient_acks as patient_acks  # a fixture
 from tests.logkeeping import Owner
 from tests.running import STREAM_TOKEN, Running, eventually, free_port
 from tests.test_client import (
@@ -424,7 +425,8 @@ async def test_auto_goes_on_where_the_interrupted_loop_was(service: Running) -> 
 
 async def test_a_reset_takes_the_loop_back_and_refuses_its_older_events(service: Running) -> None:
     await append(service, 3)
-    made = await call(service.url, STREAM_TOKEN, put_consumer("billing", start="start"))
+    wish = put_consumer("billing", start="start", lease_s=1)  # renewed, or lost, thrice a second
+    made = await call(service.url, STREAM_TOKEN, wish)
     reasons: list[str] = []
     events = subscribe(
         service.url,
@@ -485,16 +487,19 @@ async def test_an_event_of_a_shard_that_is_no_more_has_lost_its_lease(service: R
 
 
 async def test_an_event_that_a_killed_process_sent_last_comes_again_and_ends_no_loop(
-    service: Running, owner: Owner
+    service: Running, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await append(service, 2)
-    await call(service.url, STREAM_TOKEN, put_consumer("billing", start="start"))
+    # It does not run out by itself: only the end of the loop releases it.
+    wish = put_consumer("billing", start="start", lease_s=3600)
+    await call(service.url, STREAM_TOKEN, wish)
     sent = await take(service, 2, consumer="billing")
     async with asyncio.timeout(DEADLINE_S):
         while not await owner.fetchval(RELEASED):
             await asyncio.sleep(0.02)
     # It was killed before it wrote down how far it had sent.
     await owner.execute("UPDATE causeway.consumer_shard SET sent_position = 0")
+    monkeypatch.setattr("service.acks.AHEAD_S", 0.1)
     async with asyncio.timeout(DEADLINE_S):
         with pytest.raises(LeaseLost, match="position 2 was not sent"):
             await sent[-1].ack()

@@ -13,6 +13,7 @@ from service.errors import LogUnavailable
 from service.filter import Filter
 from tests.bridge import USER
 from tests.consuming import NAME, acknowledge, call, look, make
+from tests.consuming import patient_acks as patient_acks  # a fixture
 from tests.logkeeping import Owner, append_many, id_of, positions, prune, replace_log
 from tests.raw import wire
 from tests.reader import reading
@@ -153,13 +154,13 @@ async def test_a_standby_from_before_a_change_comes_again_for_the_new_filter(
     service: Running,
 ) -> None:
     await append_many(service, 1, item_id=1)
-    await make(service.url, lease_s=1, filter={"item_ids": [1]})
+    await make(service.url, lease_s=3600, filter={"item_ids": [1]})
     async with (
         reading(service.url, f"consumer={NAME}&control=1") as holder,
         reading(service.url, f"consumer={NAME}&control=1") as standby,
     ):
         await holder.event()
-        await make(service.url, lease_s=1, filter={"item_ids": [1, 2]})
+        await make(service.url, lease_s=3600, filter={"item_ids": [1, 2]})
         await append_many(service, 1, item_id=2)
         assert await standby.control("closing") == {"reason": "lease_lost"}
         assert not any(block.is_event for block in standby.seen)
@@ -183,7 +184,7 @@ async def test_a_reset_moves_the_place_and_ends_the_holders_stream(service: Runn
 
 async def test_a_deleted_consumer_is_gone_and_its_stream_ends(service: Running) -> None:
     await append_many(service, 1)
-    await make(service.url, lease_s=1)
+    await make(service.url, lease_s=3600)  # which the standby does not get meanwhile
     async with (
         reading(service.url, f"consumer={NAME}&control=1") as holder,
         reading(service.url, f"consumer={NAME}&control=1") as standby,
@@ -191,6 +192,7 @@ async def test_a_deleted_consumer_is_gone_and_its_stream_ends(service: Running) 
         await holder.event()
         answer = await call(service.url, "DELETE", PATH)
         assert (answer.status_code, answer.content) == (204, b"")
+        await append_many(service, 1)  # when the holder writes down that it was sent, it knows
         assert await holder.control("closing") == {"reason": "lease_lost"}
         assert await standby.control("closing") == {"reason": "consumer_gone"}
     refused(await call(service.url, "GET", PATH), 404, "unknown_consumer")
@@ -255,7 +257,7 @@ async def test_no_more_consumers_are_made_than_there_may_be(start: Start) -> Non
 
 
 async def test_a_holder_is_seen_with_its_times(service: Running) -> None:
-    await make(service.url)
+    await make(service.url, lease_s=3600)
     async with reading(service.url, f"consumer={NAME}&shard=1/2"):
         free, taken = (await look(service.url))["shards"]
         assert (free["shard"], taken["shard"]) == ("0/2", "1/2")
@@ -425,7 +427,9 @@ async def test_an_ack_answers_the_place_and_an_older_one_does_not_move_it_back(
     assert (await look(service.url))["lag_events"] == 0
 
 
-async def test_acks_that_must_not_count_are_refused(service: Running) -> None:
+async def test_acks_that_must_not_count_are_refused(
+    service: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await append_many(service, 5)
     refused(
         await call(service.url, "POST", f"{PATH}/ack", {"position": 1}), 404, "unknown_consumer"
@@ -434,6 +438,10 @@ async def test_acks_that_must_not_count_are_refused(service: Running) -> None:
     async with reading(service.url, f"consumer={NAME}") as reader:
         await reader.events(5)
         lease = int(reader.headers["causeway-lease"])
+        async with asyncio.timeout(WITHIN_S):
+            while (await look(service.url))["shards"][0]["sent_position"] < 5:
+                await asyncio.sleep(0.02)
+        monkeypatch.setattr("service.acks.AHEAD_S", 0.1)
         for ack, code in (
             ({"position": 6}, "ack_ahead"),
             ({"position": 3, "lease": lease + 1}, "lease_lost"),
@@ -581,7 +589,7 @@ async def test_a_stream_of_an_unknown_consumer_is_404(service: Running) -> None:
 
 
 async def test_who_would_not_wait_gets_409_while_another_holds(service: Running) -> None:
-    await make(service.url)
+    await make(service.url, lease_s=3600)
     async with reading(service.url, f"consumer={NAME}&wait=0") as holder:
         assert holder.status == 200
         async with reading(service.url, f"consumer={NAME}&wait=0") as reader:
