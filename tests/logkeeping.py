@@ -1,6 +1,5 @@
 """What tests do to a log and ask of it: append, prune, put back, and read a metric."""
 
-import asyncio
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -24,6 +23,7 @@ SMALL_BYTES = 4096  # of a socket's receive buffer
 PAD = "x" * 50_000
 # What the kernel and uvicorn hold for a client that does not read stays far below this.
 STALLING_EVENTS = 150
+STILL_TURNS = 30
 
 
 async def append(running: Running, *events: NewEvent) -> None:
@@ -111,19 +111,22 @@ async def append_large(running: Running, count: int) -> None:
 
 
 async def stall(running: Running) -> None:
-    """Append so much that whoever does not read hangs in a write, or was cut for it by now."""
+    """Append so much that whoever does not read hangs in a write, or was cut for it by now.
+
+    It hangs if nothing has moved for so many turns of the loop that the kernel takes no more.
+    """
     await append_large(running, STALLING_EVENTS)
-    hub = running.service.hub
-    await eventually(
-        lambda: (
-            any(
-                s.sending_since is not None and now() - s.sending_since > 0.2
-                for s in hub._subscribers
-            )
-            or sample(running, "stream_closed_total", reason="send_timeout") > 0
-        ),
-    )
+    seen: list[object] = []
 
+    def is_still() -> bool:
+        connections = running.server.server_state.connections
+        hanging = {
+            (subscriber.position, subscriber.sending_since)
+            for subscriber in running.service.hub._subscribers
+            if subscriber.sending_since is not None
+        }
+        seen.append((hanging, sum(c.transport.get_write_buffer_size() for c in connections)))
+        is_cut = sample(running, "stream_closed_total", reason="send_timeout") > 0
+        return is_cut or (bool(hanging) and seen[-STILL_TURNS:] == seen[-1:] * STILL_TURNS)
 
-def now() -> float:
-    return asyncio.get_running_loop().time()
+    await eventually(is_still)
