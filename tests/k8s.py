@@ -34,8 +34,8 @@ class Tools:
         """Install what tests/manifests/package-lock.json pins."""
         need_program("npm")
         shutil.copytree(TOOLS, folder, dirs_exist_ok=True)
-        command = ("npm", "ci", "--silent", "--no-audit", "--no-fund")
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+        command = ("npm", "ci", "--silent", "--no-audit", "--no-fund", "--prefer-offline")
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-2000:]
         return cls(folder)
 
@@ -55,7 +55,7 @@ def build(overlay: str) -> list[Manifest]:
 def run(command: list[str], *, cwd: Path = ROOT, text_in: str = "") -> str:
     """Return what a command printed; fail the test if it failed."""
     done = subprocess.run(
-        command, cwd=cwd, input=text_in, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=cwd, input=text_in, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return done.stdout

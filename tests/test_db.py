@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
+from service import db
 from service.db import (
     SESSION,
     Connection,
@@ -18,7 +19,7 @@ from service.db import (
 )
 from service.errors import ConfigError, LogUnavailable
 from tests.freezing import freezable
-from tests.running import Database
+from tests.running import WITHIN_S, Database, eventually
 
 
 @pytest.fixture
@@ -124,8 +125,9 @@ async def test_what_takes_too_long_at_the_server_is_log_unavailable(
 
 
 async def test_a_statement_cut_by_its_time_frees_its_connection(
-    database: Database, owner: Connection
+    database: Database, owner: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(db, "CANCEL_TIMEOUT_S", WITHIN_S)
     async with create_pool(database.service_dsn, max_size=1) as pool:
         for _ in range(3):
             with pytest.raises(LogUnavailable):
@@ -159,6 +161,7 @@ async def test_a_dead_connection_is_replaced_when_it_is_next_asked_for(
     async with create_pool(database.service_dsn, max_size=1) as pool:
         [row] = await fetch(pool, "SELECT pg_backend_pid() AS pid")
         await owner.execute("SELECT pg_terminate_backend($1, 60000)", row["pid"])
+        await eventually(lambda: pool.get_size() == 0)  # its end has been heard of
         [other] = await fetch(pool, "SELECT pg_backend_pid() AS pid")
         assert other["pid"] != row["pid"]
 

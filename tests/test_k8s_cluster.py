@@ -16,7 +16,7 @@ import yaml
 from tests.k8s import K8S, ROOT, Manifest, Tools, build, of_kind, one, pod_spec
 from tests.k8s import production as production  # fixtures
 from tests.k8s import tools as tools
-from tests.running import STREAM_TOKEN, Running, environment
+from tests.running import START_S, STREAM_TOKEN, Running, environment
 
 OVERLAYS = (".", "overlays/production", "overlays/nats")
 NAMESPACE = "kubernetes.io/metadata.name"
@@ -130,5 +130,5 @@ async def test_the_runbooks_command_in_a_pod_has_its_token(
     done = await asyncio.create_subprocess_exec(
         *("sh", "-c", f"{here} --json"), env=env, stdout=PIPE, stderr=PIPE
     )
-    out, err = await asyncio.wait_for(done.communicate(), 60)
+    out, err = await asyncio.wait_for(done.communicate(), START_S)
     assert (done.returncode, out) == (0, b"[]\n"), err

@@ -1,6 +1,7 @@
 """`/api/webhooks` over HTTP: every answer of every endpoint, and that none gives a secret away."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -258,7 +259,7 @@ async def test_a_failing_webhook_says_since_when_and_when_it_is_tried(
     path = f"{PATH}/{(await make(service))['id']}"
     await owner.execute(
         "UPDATE causeway.webhook SET failures = 7, failing_since = now(), "
-        "open_until = now() + interval '1 min'"
+        "open_until = now() + interval '1 day'"
     )
     failing = await act(service, "GET", path)
     assert (failing["state"], failing["failures"]) == ("failing", 7)
@@ -313,8 +314,9 @@ async def test_a_test_reaches_the_callback_at_once_signed_and_with_its_headers(
         service, url=f"{receiver.url}/bridge", headers={"X-Api-Key": HEADER}, types=["payment.*"]
     )
     receiver.set_secrets(made["secret"])
+    began = time.perf_counter()
     tested = await act(service, "POST", f"{PATH}/{made['id']}/test")
-    assert 0 < tested.pop("duration_seconds") < 10
+    assert 0 < tested.pop("duration_seconds") < time.perf_counter() - began
     message_id = tested.pop("message_id")
     assert tested == {"delivered": True, "status": 200, "error": None, "answer": "ok"}
     [received] = receiver.requests()
@@ -349,8 +351,10 @@ async def test_a_test_reaches_a_disabled_webhook_and_both_secrets_sign(
     ],
 )
 async def test_a_test_that_fails_says_how_and_does_not_count(
-    service: Running, receiver: Receiver, target: str | None, status: int | None, error: str | None
+    start: Start, receiver: Receiver, target: str | None, status: int | None, error: str | None
 ) -> None:
+    patience = {"relay_timeout_s": 0.5} if error == "timeout" else {}
+    service = await start(**RELAY | patience)
     url = URL if target is None else receiver.url + target
     path = f"{PATH}/{(await make(service, url=url))['id']}"
     tested = await act(service, "POST", f"{path}/test")
