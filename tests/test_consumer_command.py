@@ -30,7 +30,7 @@ async def known(running: Running) -> dict[str, object]:
 
 async def test_a_consumer_is_made_shown_moved_and_deleted(service: Running) -> None:
     for _ in range(3):
-        await post(service.url, body())
+        assert (await post(service.url, body())).status_code == 200
     options = ("--start", "start", "--type", "item.*", "--item-id", "7", "--ack-mode", "auto")
     made = await consumers(service, "put", "billing", *options, "--lease", "9")
     assert made.code == 0, made.err
@@ -126,7 +126,7 @@ async def read(process: asyncio.subprocess.Process, count: int) -> list[int]:
 
 async def test_tail_leaves_the_place_and_with_ack_moves_it(service: Running) -> None:
     for _ in range(30):
-        await post(service.url, body())
+        assert (await post(service.url, body())).status_code == 200
     await call(service.url, STREAM_TOKEN, put_consumer("billing", start="start"))
     async with tail(service) as process:
         assert await read(process, 30) == list(range(1, 31))
@@ -145,7 +145,7 @@ async def test_tail_leaves_the_place_and_with_ack_moves_it(service: Running) -> 
 
 async def test_tail_gets_one_shard(service: Running) -> None:
     for item in range(12):
-        await post(service.url, body(item_id=item))
+        assert (await post(service.url, body(item_id=item))).status_code == 200
     await call(service.url, STREAM_TOKEN, put_consumer("billing", start="start"))
     events = await service.service.eventlog.read_after(0)
     for shard in (0, 1):
