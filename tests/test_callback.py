@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -22,7 +23,9 @@ from hypothesis import strategies as st
 
 from service import callback_pool
 from service.callback import ERRORS, Answer, Callbacks, default_tls, retry_after_s
+from service.callback_connection import CallbackConnection
 from service.callback_url import AddressPolicy, CallbackUrl, parse_callback_url
+from service.deadline import Deadline
 from service.resolver import MAX_THREADS
 from service.signature import HEADER, sign
 from tests.certificates import Authority
@@ -50,6 +53,58 @@ def receiver() -> Iterator[Receiver]:
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     """An authority of certificates."""
     return Authority(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(autouse=True)
+def _kept_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that stalls between two calls must find its connection kept."""
+    monkeypatch.setattr(callback_pool, "IDLE_S", 3600.0)
+    monkeypatch.setattr(callback_pool, "MAX_AGE_S", 3600.0)
+
+
+class Patience:
+    """The deadlines of calls, for a test that ends them when it has seen what it waits for.
+
+    So that time is up after that, however slow the machine is, and the test needs no time for it.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []  # of each deadline so far, a call's own before its parts
+        self.body = b""  # what came of bodies
+        self._running: list[Deadline] = []
+
+    def end(self) -> None:
+        """Let the time of all calls be up now."""
+        self.end_last(len(self._running))
+
+    def end_last(self, count: int = 1) -> None:
+        """Let the time of the newest deadlines be up."""
+        for deadline in self._running[-count:]:
+            deadline._expire()
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> Patience:
+    held = Patience()
+
+    class Held(Deadline):
+        def __enter__(self) -> None:
+            held.seconds.append(self._seconds)
+            held._running.append(self)
+            super().__enter__()
+
+        def __exit__(self, *error: Any) -> None:
+            held._running.remove(self)
+            super().__exit__(*error)
+
+    class Watched(CallbackConnection):
+        def on_body(self, piece: bytes) -> None:
+            super().on_body(piece)
+            held.body += piece
+
+    monkeypatch.setattr("service.callback.Deadline", Held)
+    monkeypatch.setattr("service.callback.CallbackConnection", Watched)
+    return held
 
 
 @asynccontextmanager
@@ -131,10 +186,10 @@ async def raw_server(
         await eventually(lambda: raw.open == 0)
 
 
-async def raw_answer(data: bytes, *, is_closing: bool = False, timeout_s: float = 5.0) -> Answer:
+async def raw_answer(data: bytes, *, is_closing: bool = False) -> Answer:
     """Return what comes of an answer of these bytes."""
     async with raw_server(data, is_closing=is_closing) as server:
-        return await post(server.url, timeout_s=timeout_s)
+        return await post(server.url)
 
 
 # What is sent.
@@ -262,8 +317,13 @@ async def test_no_answer_in_time_is_a_timeout(receiver: Receiver) -> None:
     assert not answer.is_success
 
 
-async def test_a_body_that_hangs_midway_is_a_timeout_even_after_200(receiver: Receiver) -> None:
-    answer = await post(f"{receiver.url}/hang-body", timeout_s=1.0)
+async def test_a_body_that_hangs_midway_is_a_timeout_even_after_200(
+    receiver: Receiver, patience: Patience
+) -> None:
+    call = asyncio.create_task(post(f"{receiver.url}/hang-body"))
+    await eventually(lambda: patience.body == b"half")
+    patience.end()
+    answer = await call
     assert (answer.status, answer.error, answer.body) == (200, "timeout", b"half")
     assert not answer.is_success
 
@@ -274,16 +334,20 @@ async def test_a_slow_answer_within_the_time_is_good(receiver: Receiver) -> None
     assert answer.duration_s >= 0.29
 
 
-async def test_an_answer_that_drips_has_one_time_for_all() -> None:
+async def test_an_answer_that_drips_has_one_time_for_all(patience: Patience) -> None:
     async def drip(server: RawServer, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
         while True:
             writer.write(b"x")
             await writer.drain()
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.01)
 
     async with raw_server(drip) as server:
-        answer = await post(server.url, timeout_s=1.0)
+        call = asyncio.create_task(post(server.url))
+        await eventually(lambda: len(patience.body) > 3)
+        assert len(patience.seconds) == 2  # the call's, and its part for the connect: none by byte
+        patience.end()
+        answer = await call
         assert (answer.status, answer.error) == (200, "timeout")
 
 
@@ -482,7 +546,9 @@ async def test_the_next_address_is_tried_when_one_refuses(receiver: Receiver) ->
         assert (await callbacks.post(url, HEADERS, b"")).is_success
 
 
-async def test_the_next_address_is_tried_when_one_swallows_everything() -> None:
+async def test_the_next_address_is_tried_when_one_swallows_everything(
+    patience: Patience,
+) -> None:
     with socket.socket() as full, socket.socket() as first, socket.socket() as second:
         full.bind(("127.0.0.2", free_port()))
         full.listen(0)
@@ -492,9 +558,14 @@ async def test_the_next_address_is_tried_when_one_swallows_everything() -> None:
         port = full.getsockname()[1]
         with Receiver(port=port):
             look_up = ["127.0.0.2", "127.0.0.1"]
-            async with calling(look_up=lambda _: look_up, timeout_s=4.0) as callbacks:
-                answer = await callbacks.post(at(f"http://both.invalid:{port}/good"), HEADERS, b"")
+            async with calling(look_up=lambda _: look_up) as callbacks:
+                url = at(f"http://both.invalid:{port}/good")
+                call = asyncio.create_task(callbacks.post(url, HEADERS, b""))
+                await eventually(lambda: len(patience.seconds) == 2)
+                patience.end_last()  # the first address has had its share of the time
+                answer = await call
     assert answer.is_success, answer
+    assert patience.seconds == [PATIENCE_S, PATIENCE_S / 2, PATIENCE_S / 2]
 
 
 async def test_an_unknown_host_is_a_dns_error() -> None:
@@ -513,38 +584,47 @@ async def test_the_system_resolves_localhost(receiver: Receiver) -> None:
 
 
 async def test_look_ups_of_one_host_at_a_time_are_one_and_hanging_ones_delay_nobody(
-    receiver: Receiver, hanging: "Hanging"
+    receiver: Receiver, hanging: "Hanging", patience: Patience
 ) -> None:
-    async with calling(look_up=hanging.look_up, timeout_s=2.5) as callbacks:
+    async with calling(look_up=hanging.look_up) as callbacks:
         dead = at(f"http://hanging.invalid:{receiver.port}/good")
         calls = [asyncio.create_task(callbacks.post(dead, HEADERS, b"")) for _ in range(200)]
-        await eventually(lambda: hanging.count > 0)
+        await eventually(lambda: len(hanging.asked) > 0)
         good = await callbacks.post(at(f"http://good.invalid:{receiver.port}/good"), HEADERS, b"")
         assert good.is_success
+        patience.end()
         assert {answer.error for answer in await asyncio.gather(*calls)} == {"timeout"}
-        assert "looked up" in (await callbacks.check(dead) or "")
-        assert hanging.count == 1
+        begun = len(patience.seconds)
+        check = asyncio.create_task(callbacks.check(dead))
+        await eventually(lambda: len(patience.seconds) > begun)
+        patience.end()
+        assert "looked up" in (await check or "")
+        assert hanging.asked == ["hanging.invalid"]
 
 
-async def test_the_threads_of_look_ups_are_bounded(hanging: "Hanging") -> None:
-    async with calling(look_up=hanging.look_up, timeout_s=1.5) as callbacks:
+async def test_the_threads_of_look_ups_are_bounded(hanging: "Hanging", patience: Patience) -> None:
+    async with calling(look_up=hanging.look_up) as callbacks:
         urls = [at(f"http://hanging-{n}.invalid/") for n in range(MAX_THREADS + 20)]
-        answers = await asyncio.gather(*[callbacks.post(url, HEADERS, b"") for url in urls])
+        calls = [asyncio.create_task(callbacks.post(url, HEADERS, b"")) for url in urls]
+        await eventually(lambda: len(hanging.asked) == MAX_THREADS)
+        await eventually(lambda: len(patience.seconds) == len(urls))
+        patience.end()
+        answers = await asyncio.gather(*calls)
         assert {answer.error for answer in answers} == {"timeout"}
-        assert hanging.count == MAX_THREADS
+        assert len(hanging.asked) == MAX_THREADS
 
 
 class Hanging:
     """A look-up that hangs for hosts that say so, until the test ends."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.asked: list[str] = []
         self.end = threading.Event()
 
     def look_up(self, host: str) -> list[str]:
         if host.startswith("hanging"):
-            self.count += 1
-            self.end.wait(60)
+            self.asked.append(host)
+            self.end.wait()
         return ["127.0.0.1"]
 
 
@@ -566,13 +646,19 @@ async def test_proxies_of_the_environment_are_not_used(
 
 
 async def test_nothing_of_a_call_is_logged(
-    receiver: Receiver, caplog: pytest.LogCaptureFixture
+    receiver: Receiver, caplog: pytest.LogCaptureFixture, patience: Patience
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    for path in ("good", "hang-body", "close-midway"):
-        async with calling(timeout_s=0.2) as callbacks:
-            headers = [(b"X-Key", b"secret-header")]
-            await callbacks.post(at(f"{receiver.url}/{path}"), headers, b"secret-body")
+    headers = [(b"X-Key", b"secret-header")]
+    for path in ("good", "close-midway", "hang-body"):
+        patience.body = b""
+        async with calling() as callbacks:
+            url = at(f"{receiver.url}/{path}")
+            call = asyncio.create_task(callbacks.post(url, headers, b"secret-body"))
+            await eventually(lambda: patience.body)
+            if path == "hang-body":
+                patience.end()
+            await call
     assert "secret" not in caplog.text
     assert "half" not in caplog.text
 
