@@ -1,6 +1,5 @@
 """Roles: what a process does alone, what it refuses, and that together they do all."""
 
-import asyncio
 import re
 from collections.abc import Iterator
 
@@ -10,12 +9,21 @@ import pytest
 from service.errors import ConfigError
 from service.roles import ALL, Role, parse_roles, spell
 from service.settings import CoreSettings
+from service.tail import Tail
 from tests.bridge import body, post
 from tests.commands import command
 from tests.reader import reading
 from tests.receiver import Receiver
 from tests.relaying import RELAY
-from tests.running import ADMIN_TOKEN, WITHIN_S, Database, Running, make_settings, running_service
+from tests.running import (
+    ADMIN_TOKEN,
+    WITHIN_S,
+    Database,
+    Running,
+    eventually,
+    make_settings,
+    running_service,
+)
 from tests.test_ops import until
 from tests.test_receive import Start
 
@@ -127,9 +135,17 @@ async def test_the_mirror_needs_to_be_asked_for_and_to_know_where_nats_is(start:
 
 
 async def test_roles_apart_do_together_what_one_process_does(
-    start: Start, receiver: Receiver
+    start: Start, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Polls are a minute apart: what arrives was woken by LISTEN."""
+    heard: list[int] = []
+    hear = Tail.hear
+
+    def hear_and_note(tail: Tail, head: int) -> None:
+        heard.append(head)
+        hear(tail, head)
+
+    monkeypatch.setattr(Tail, "hear", hear_and_note)
     by_role: dict[Role, Running] = {
         role: await start(roles=role, poll_s=NEVER_S, **RELAY) for role in ALL
     }
@@ -137,15 +153,16 @@ async def test_roles_apart_do_together_what_one_process_does(
         answer = await client.post(
             f"{by_role[Role.ADMIN].url}/api/webhooks",
             headers={"authorization": f"Bearer {ADMIN_TOKEN}"},
-            json={"application": "billing", "name": "books", "url": f"{receiver.url}/ok"},
+            json={"application": "billing", "name": "books", "url": f"{receiver.url}/good"},
         )
         assert answer.status_code == 201, answer.text
-    await asyncio.to_thread(by_role[Role.RELAY].service.relaying.relay.wake)
+    by_role[Role.RELAY].service.relaying.relay.wake()
     async with reading(by_role[Role.STREAM].url) as reader:
         payload = body()
         answer = await post(by_role[Role.INGEST].url, payload)
         assert answer.status_code == 200
-        block = await reader.event(NEVER_S / 2)
+        block = await reader.event()
+    await eventually(lambda: 1 in heard)
     assert block.data == payload.decode()
     [call] = await receiver.wait_for(1)
     assert call.body == payload
