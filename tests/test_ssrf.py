@@ -80,7 +80,7 @@ async def test_no_webhook_that_was_made_before_leads_inside(
     start: Start, receiver: Receiver, owner: Owner
 ) -> None:
     """As if its name had led elsewhere when it was made, or another setting had allowed it."""
-    service = await start(**GUARDED)
+    service = await start(**GUARDED | {"relay_timeout_s": WITHIN_S})
     hosts = ("127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "[64:ff9b::7f00:1]")
     made = [await add_to(service, f"http://{host}:{receiver.port}/good") for host in hosts]
     odd = await add_to(service, f"http://2130706433:{receiver.port}/good")
