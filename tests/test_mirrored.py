@@ -123,7 +123,7 @@ def test_a_message_with_a_header_that_is_wrong_is_refused(name: str, value: str)
 
 async def test_nats_hands_on_what_was_sent(nats: NatsServer) -> None:
     """The library strips and parses headers, and a server judges subjects."""
-    client = await nats_py.connect(nats.url)
+    client = await nats_py.connect(nats.url, connect_timeout=60)
     try:
         heard = await client.subscribe("bridge.>")
         for type_, source in (("item.refreshed", "default"), ("é> *.\t%41 ü", " a\u00a0b ")):
