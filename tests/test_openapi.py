@@ -39,7 +39,14 @@ from tests.sse import Parser
 Start = Callable[..., Awaitable[Running]]
 MESSAGES = asyncapi["components"]["messages"]
 ADMIN = {"authorization": f"Bearer {ADMIN_TOKEN}"}
+LEASE_S = 3600  # longer than any test
 UNWRITTEN = {"client", "send_timeout", "refused", "error"}  # nobody is there to read these reasons
+
+
+@pytest.fixture(autouse=True)
+def _ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that stalls for some seconds is ready here: its answer is what is looked at."""
+    monkeypatch.setattr("service.app.STALE_READ_S", 10 * WITHIN_S)
 
 
 def problems() -> Iterator[type[Problem]]:
@@ -318,7 +325,8 @@ async def test_real_answers_about_consumers_are_as_described(service: Running) -
     one, ack = "/consumers/{name}", "/consumers/{name}/ack"
     async with httpx2.AsyncClient(base_url=service.url, headers=service.headers) as client:
         await bridge.post(service.url, bridge.body())
-        wish = {"start": "start", "filter": {"types": ["item.*"], "item_ids": [4568477]}}
+        wish: dict[str, Any] = {"start": "start", "lease_s": LEASE_S}
+        wish["filter"] = {"types": ["item.*"], "item_ids": [4568477]}
         await check(client, "PUT", one, 201, url="/consumers/billing", json=wish)
         await check(client, "PUT", one, 200, url="/consumers/billing", json=wish)
         await check(client, "PUT", one, 400, url="/consumers/Billing", json=wish)
