@@ -13,9 +13,9 @@ from service.db import Connection, create_pool
 from service.event import Event, NewEvent, parse_event
 from service.eventlog import Appended, EventLog
 from tests.bridge import TEST_EVENT, new_event
-from tests.running import Database
+from tests.running import WITHIN_S, Database
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = WITHIN_S
 APPEND_LOCK = "SELECT pg_advisory_xact_lock(hashtext('causeway'), hashtext('append_events'))"
 
 
