@@ -37,6 +37,7 @@ STOP_TIMEOUT_S = 30.0
 # At once for the clients, all is written; then, if that hangs, recovery at the next start.
 STOP_ORDERS = ((signal.SIGINT, STOP_TIMEOUT_S), (signal.SIGQUIT, 10.0))
 OLD_BACKENDS_TIMEOUT_S = 30.0
+LOGIN_TIMEOUT_S = 60.0  # a machine that is busy at the start is no error
 POLL_S = 0.01
 RETRY_S = 0.2
 WATCH_S = 0.5
@@ -150,7 +151,9 @@ class EmbeddedPostgres:
 
     async def allow_service_login(self) -> None:
         """Let the service's role log in; the migrations that made it did not."""
-        connection = await asyncpg.connect(self.owner_url, timeout=10, command_timeout=10)
+        connection = await asyncpg.connect(
+            self.owner_url, timeout=LOGIN_TIMEOUT_S, command_timeout=LOGIN_TIMEOUT_S
+        )
         try:
             await connection.execute(f"ALTER ROLE {SERVICE} LOGIN")
         finally:
