@@ -48,8 +48,10 @@ async def backed_up(
 @pytest.mark.parametrize("way", ["dump", "base"])
 async def test_after_a_restore_who_was_ahead_is_told_and_nothing_is_skipped(
     way: str, postgres: EmbeddedPostgres, database: Database,
-    start: Callable[..., Awaitable[Running]],
+    start: Callable[..., Awaitable[Running]], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    # A copy is of the databases of all tests of this run.
+    monkeypatch.setattr("service.system_user.COMMAND_TIMEOUT_S", 600.0)
     owner = await asyncpg.connect(database.owner_dsn)
     await divide(owner, 5)
     await owner.close()
