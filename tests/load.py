@@ -21,6 +21,7 @@ class Load:
     accepted: list[bytes] = field(default_factory=list)
     refused: list[httpx2.Response] = field(default_factory=list)
     lost: int = 0
+    errors: list[str] = field(default_factory=list)  # why they were lost
     is_over: bool = False
 
     async def run(self, url: str) -> None:
@@ -35,8 +36,9 @@ class Load:
     async def _try(self, client: httpx2.AsyncClient, url: str, payload: bytes) -> bool:
         try:
             answer = await post(url, payload, client=client)
-        except httpx2.TransportError:
+        except httpx2.TransportError as error:
             self.lost += 1
+            self.errors.append(repr(error))
             return False
         if answer.status_code != 200:
             self.refused.append(answer)

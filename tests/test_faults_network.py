@@ -2,6 +2,10 @@
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
 
 import httpx2
 import pytest
@@ -21,9 +25,48 @@ from tests.faulty import (
 from tests.load import Load, under_load
 from tests.logkeeping import Owner, append_large, impatient, sample
 from tests.reader import reading
-from tests.running import WITHIN_S, Database, eventually, make_settings, running_service
+from tests.running import (
+    START_S,
+    WITHIN_S,
+    Database,
+    Running,
+    eventually,
+    make_settings,
+    running_service,
+)
 
 SENDERS = 60
+PATIENCE_S = 3600.0  # no other timer runs as long
+
+
+@asynccontextmanager
+async def late_after(
+    running: Running, happened: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[None]:
+    """For the block, let a commit's time be up when `happened` is set: neither before nor after.
+
+    A timeout of a second would be up before the commit where the machine is slow enough.
+    """
+    loop = asyncio.get_running_loop()
+    call_later, late = loop.call_later, list[Callable[[], object]]()
+
+    def keeping(delay: float, callback: Callable[..., object], *args: Any, **more: Any) -> Any:
+        if PATIENCE_S / 2 < delay <= PATIENCE_S:
+            late.append(partial(callback, *args))
+        return call_later(delay, callback, *args, **more)
+
+    async def end() -> None:
+        await happened.wait()
+        for timer in late:
+            timer()
+
+    with monkeypatch.context() as patched, impatient(running, PATIENCE_S):
+        patched.setattr(loop, "call_later", keeping)
+        ending = asyncio.create_task(end())
+        try:
+            yield
+        finally:
+            ending.cancel()
 
 
 @pytest.mark.parametrize("is_silent", [False, True], ids=["reset", "half-open"])
@@ -37,7 +80,7 @@ async def test_a_webhook_whose_answer_was_lost_after_the_commit_finds_its_own_ev
     ):
         cut = proxy.lose_answer("append_events", is_silent=is_silent)
         first, second = body(), body()
-        with impatient(running, 1.5):
+        async with late_after(running, cut.done, monkeypatch):
             assert_polite(await post(running.url, first), "log_unavailable")
         assert cut.done.is_set()
         assert await owner.fetchval("SELECT count(*) FROM causeway.event") == 1
@@ -98,15 +141,16 @@ async def test_a_deaf_listen_connection_costs_the_poll_and_is_made_anew(
         reading(running.url, "from=start") as reader,
     ):
         await eventually(lambda: any(is_listening(link) for link in proxy.links))
-        [deaf] = [link for link in proxy.links if is_listening(link)]
-        assert proxy.freeze(is_listening) == 1
+        # One, or two where the first did not answer in time and is about to go.
+        deaf = {link for link in proxy.links if is_listening(link)}
+        assert proxy.freeze(is_listening) == len(deaf)
         for position in range(1, 6):
             assert (await post(running.url, body())).status_code == 200
             assert (await reader.event()).position == position
         if check_s > WITHIN_S:  # it was the poll that brought them
             return
         await eventually(
-            lambda: any(is_listening(link) and link is not deaf for link in proxy.links)
+            lambda: any(is_listening(link) and link not in deaf for link in proxy.links)
         )
         assert "listen lost, polling meanwhile" in caplog.messages
         assert (await post(running.url, body())).status_code == 200
@@ -129,7 +173,7 @@ async def test_a_stalled_way_to_postgres_gets_503_in_time_and_mends_by_itself(
         reading(running.url, "from=start") as reader,
     ):
         async with under_load(running.url, senders=SENDERS) as load:
-            await eventually(lambda: len(load.accepted) > 100)
+            await eventually(lambda: len(load.accepted) > 100, within_s=START_S)
             with impatient(running, 0.5):
                 proxy.stall()
                 await wait_for_ready(running, 503)
@@ -139,12 +183,12 @@ async def test_a_stalled_way_to_postgres_gets_503_in_time_and_mends_by_itself(
                 assert sample(running, "append_queue_events") <= 20
             accepted = len(load.accepted)
             await proxy.heal()
-            await eventually(lambda: len(load.accepted) > accepted + 100)
+            await eventually(lambda: len(load.accepted) > accepted + 100, within_s=START_S)
         await wait_for_ready(running, 200)
         assert codes(load) == {"log_unavailable", "overloaded"}
         for answer in load.refused:
             assert_polite(answer)
-        assert load.lost == 0
+        assert load.errors == []
         await assert_each_once(reader, len(load.accepted))
         await assert_all_in_log_once(owner, load)
         assert running.fatal == []
@@ -154,15 +198,27 @@ async def test_a_slow_network_costs_time_for_each_batch_and_not_for_each_event(
     database: Database, owner: Owner
 ) -> None:
     async with (
-        behind_proxy(database) as (running, proxy),
+        behind_proxy(database, append_timeout_s=2 * START_S) as (running, proxy),
         reading(running.url, "from=start") as reader,
+        httpx2.AsyncClient() as client,
     ):
-        proxy.latency_s = 0.2  # 400 ms there and back: one by one they would take two minutes
-        async with under_load(running.url, senders=SENDERS) as load:
-            await eventually(lambda: len(load.accepted) >= 5 * SENDERS)
-        assert sample(running, "append_batch_events_sum") > 5 * sample(
-            running, "append_batch_events_count"
-        )
+        appender, load = running.service.appender, Load()
+        for _ in range(5):
+            proxy.stall()  # until all of them wait, as they would for a network slow enough
+            payloads = [body() for _ in range(SENDERS)]
+            sending = (post(running.url, payload, client=client) for payload in payloads)
+            calls = [asyncio.create_task(each) for each in sending]
+            await eventually(
+                lambda: len(appender._in_flight) + sample(running, "append_queue_events") == SENDERS
+            )
+            first = sample(running, "append_batch_events_count")
+            proxy.latency_s = 0.2  # 400 ms there and back: one by one they would take two minutes
+            proxy.flowing.set()
+            answers = await asyncio.gather(*calls)
+            assert {answer.status_code for answer in answers} == {200}
+            assert sample(running, "append_batch_events_count") <= first + 1  # the rest, in one
+            load.sent += payloads
+            load.accepted += payloads
         await proxy.heal()
         await assert_each_once(reader, len(load.accepted))
         await assert_all_in_log_once(owner, load)
@@ -171,12 +227,16 @@ async def test_a_slow_network_costs_time_for_each_batch_and_not_for_each_event(
 async def test_a_read_that_is_reset_in_mid_answer_is_503_and_a_stream_reads_again(
     database: Database,
 ) -> None:
-    async with behind_proxy(database, window_events=5) as (running, proxy):
+    # A poll by the minute: the tail must not be the one whose read is cut.
+    async with behind_proxy(database, window_events=5, poll_s=60) as (running, proxy):
         await append_large(running, 40)
         cut = proxy.cut_answer("octet_length(body)", 60_000)
         async with httpx2.AsyncClient(base_url=running.url, headers=running.headers) as client:
-            answer = await client.get("/events", params={"from": "start", "limit": 20})
-            assert cut.done.is_set()
+            while True:
+                answer = await client.get("/events", params={"from": "start", "limit": 20})
+                if cut.done.is_set():
+                    break
+                assert answer.status_code == 200  # the tail's last read, of nothing, had the cut
             assert_polite(answer, "log_unavailable")
             answer = await client.get("/events", params={"from": "start", "limit": 20})
             assert [int(event["position"]) for event in answer.json()["events"]] == [*range(1, 21)]

@@ -22,6 +22,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from tests.chaos.pgwire import Answers, Cut, Requests
+from tests.running import free_port
 
 PIECE_BYTES = 65536
 QUEUED = 64
@@ -222,11 +223,11 @@ class Proxy:
             await self.listen()
 
     async def listen(self) -> None:
-        """Take connections; the port stays the same for ever."""
-        server = await asyncio.start_server(
+        """Take connections; the port stays the same for ever, and nobody gets it meanwhile."""
+        self.port = self.port or free_port()
+        self._server = await asyncio.start_server(
             self._connected, "127.0.0.1", self.port, limit=PIECE_BYTES
         )
-        self._server, self.port = server, server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
         """End, and everything that is connected with it."""
