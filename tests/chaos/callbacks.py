@@ -1,5 +1,6 @@
 """Outgoing webhooks of a run, and the receivers they call: real processes at the far side."""
 
+import asyncio
 import json
 from collections.abc import Sequence
 
@@ -8,7 +9,7 @@ import httpx2
 from service.db import Connection
 from tests.chaos.history import Call, Callback, Wanted, digest_of
 from tests.receiver import Received
-from tests.running import ADMIN_TOKEN
+from tests.running import ADMIN_TOKEN, WITHIN_S
 
 # Which answers each gives: see the receiver.
 PATHS = {
@@ -17,6 +18,7 @@ PATHS = {
     "fails once": "/fail/1/then-good",
     "hangs": "/hang-head",
 }
+AGAIN_S = 0.5
 SHOP = Wanted(sources=frozenset({"shop"}))
 _STATES = """
 SELECT position, state FROM causeway.delivery WHERE webhook_id = $1
@@ -30,12 +32,15 @@ async def make_callbacks(url: str, receiver_url: str) -> tuple[list[Callback], l
     """Register the run's webhooks; return them, and their secrets."""
     callbacks, secrets = [], []
     headers = {"authorization": f"Bearer {ADMIN_TOKEN}"}
-    async with httpx2.AsyncClient(timeout=20, headers=headers, trust_env=False) as client:
+    async with httpx2.AsyncClient(timeout=WITHIN_S, headers=headers, trust_env=False) as client:
         for name, path in PATHS.items():
             wanted = SHOP if name in ("fails once", "hangs") else Wanted()
             wish = {"url": receiver_url + path, "name": name, "ordered": name == "ordered"}
             wish |= {"sources": sorted(wanted.sources)} if wanted.sources else {}
             answer = await client.post(f"{url}/api/webhooks", json=wish)
+            while answer.status_code == 503:  # it has just been started, and may be slow
+                await asyncio.sleep(AGAIN_S)
+                answer = await client.post(f"{url}/api/webhooks", json=wish)
             assert answer.status_code == 201, answer.text
             made = answer.json()
             secrets.append(made["secret"])

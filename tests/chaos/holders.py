@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from contextlib import aclosing
 
-from service.client import LeaseLost, SubscribeError, call, put_consumer, subscribe
+from service.client import LeaseLost, SubscribeError, Unreachable, call, put_consumer, subscribe
 from tests.chaos.history import Acked, Handled, Shard, Wanted, digest_of
 from tests.running import STREAM_TOKEN
 
@@ -40,7 +40,13 @@ async def make_consumers(url: str) -> None:
         wish = put_consumer(
             name, start="start", ack_mode=mode, lease_s=LEASE_S, types=sorted(wanted.types or ())
         )
-        await call(url, STREAM_TOKEN, wish)
+        while True:
+            try:
+                await call(url, STREAM_TOKEN, wish)
+            except Unreachable:  # it has just been started, and may be slow
+                await asyncio.sleep(PAUSE_S)
+            else:
+                break
 
 
 class Holder:

@@ -14,6 +14,7 @@ from tests.chaos.recovery import Recovery, recovery
 from tests.chaos.schedule import Planned, Step
 from tests.chaos.world import World, audit, find_leaks, open_world, stop_replicas
 
+BEGIN_S = 240.0
 RECOVER_S = 60.0
 SETTLE_S = 120.0
 LOOK_S = 0.25
@@ -87,7 +88,7 @@ async def run(
 async def _begin(world: World) -> None:
     """Wait until events come to everybody."""
     began_at = time.monotonic()
-    async with asyncio.timeout(RECOVER_S):
+    async with asyncio.timeout(BEGIN_S):
         while not _recovery(world, began_at, began_at).is_complete:
             await asyncio.sleep(LOOK_S)
 

@@ -44,10 +44,10 @@ SETTINGS = {
     # So small that who is slow, or was cut off, reads from the log again.
     "CAUSEWAY_WINDOW_EVENTS": "300",
     "CAUSEWAY_DRAIN_S": "1",
-    "CAUSEWAY_SHUTDOWN_S": "5",
+    "CAUSEWAY_SHUTDOWN_S": "30",
 }
 PARTITION_EVENTS = 1500  # a run fills several
-SESSION_TIMEOUT_S = 30.0
+SESSION_TIMEOUT_S = 60.0
 
 
 @dataclass(slots=True)
