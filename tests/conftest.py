@@ -8,6 +8,7 @@ import itertools
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
@@ -61,15 +62,15 @@ _numbers = itertools.count(1)
 for _part in ("connect", "read", "write", "pool"):
     setattr(DEFAULT_TIMEOUT_CONFIG, _part, WITHIN_S)
 
-# A busy machine is no bug: examples have no deadline of their own, and may be drawn slowly. They
-# are the same each time, unless somebody asks for more of them: then each run looks elsewhere.
+# A busy machine is no bug: examples have no deadline of their own, and may be made slowly. They are
+# the same each time, unless somebody asks for more of them: then each run looks elsewhere.
+_SLOW = [hypothesis.HealthCheck.too_slow]
 hypothesis.settings.register_profile(
-    "causeway",
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    "causeway", deadline=None, derandomize=True, suppress_health_check=_SLOW
 )
-hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=20_000)
+hypothesis.settings.register_profile(
+    "fuzz", deadline=None, max_examples=20_000, suppress_health_check=_SLOW
+)
 hypothesis.settings.load_profile(os.environ.get("CAUSEWAY_TEST_PROFILE", "causeway"))
 
 
@@ -161,18 +162,31 @@ def with_database(url: str, name: str) -> str:
     return f"{base.rpartition('/')[0]}/{name}?{query}"
 
 
+async def execute_alone(connection: "asyncpg.Connection[asyncpg.Record]", sql: str) -> None:
+    """Make or drop a database: Postgres waits no more than 5 s for those who are about to leave."""
+    deadline = time.monotonic() + WITHIN_S
+    while True:
+        try:
+            await connection.execute(sql)
+        except asyncpg.ObjectInUseError:
+            if time.monotonic() > deadline:
+                raise
+        else:
+            return
+
+
 @pytest.fixture
 async def database(postgres: EmbeddedPostgres) -> AsyncIterator[Database]:
     """A migrated, empty database for one test."""
     name = f"test_{os.getpid()}_{next(_numbers)}"
     connection = await asyncpg.connect(postgres.owner_url)
     try:
-        await connection.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+        await execute_alone(connection, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
         yield Database(
             owner_dsn=with_database(postgres.owner_url, name),
             service_dsn=with_database(postgres.service_url, name),
         )
-        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await execute_alone(connection, f"DROP DATABASE {name} WITH (FORCE)")
     finally:
         await connection.close()
 
@@ -189,11 +203,13 @@ async def owner(database: Database) -> AsyncIterator["asyncpg.Connection[asyncpg
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine is no outage: a connect, or the wait for the append lock, may take longer."""
+    """A busy machine is no outage: connects, locks and steps of a transaction may take longer."""
     for module in ("db", "migrate"):
         monkeypatch.setattr(f"service.{module}.CONNECT_TIMEOUT_S", 60.0)
     monkeypatch.setattr("service.connection._CONNECT_S", WITHIN_S)
     monkeypatch.setitem(SESSION, "lock_timeout", "50s")
+    # Half of what a test waits for: one that breaks a connection counts on its end.
+    monkeypatch.setitem(SESSION, "idle_in_transaction_session_timeout", "30s")
 
 
 Start = Callable[..., AbstractAsyncContextManager[Running]]

@@ -14,7 +14,7 @@ from service.embedded import EmbeddedPostgres
 from service.errors import ConfigError, LogUnavailable, SchemaError
 from service.migrate import Migration, check_schema, migrate, migrations
 from tests.bridge import new_event
-from tests.conftest import with_database
+from tests.conftest import execute_alone, with_database
 from tests.running import Database
 from tests.stored import fill, open_log
 
@@ -29,9 +29,9 @@ async def empty(postgres: EmbeddedPostgres) -> AsyncIterator[str]:
     name = f"empty_{os.getpid()}_{next(_numbers)}"
     connection = await asyncpg.connect(postgres.owner_url)
     try:
-        await connection.execute(f"CREATE DATABASE {name}")
+        await execute_alone(connection, f"CREATE DATABASE {name}")
         yield with_database(postgres.owner_url, name)
-        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await execute_alone(connection, f"DROP DATABASE {name} WITH (FORCE)")
     finally:
         await connection.close()
 
@@ -198,9 +198,9 @@ async def test_an_owner_who_may_make_no_role_is_told_what_a_superuser_does(
         await server.execute(f"GRANT {SERVICE_ROLE} TO {login}")
         assert await migrate(with_login) == NAMES
     finally:
-        await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await execute_alone(server, f"DROP DATABASE {name} WITH (FORCE)")
         await server.execute(f"DROP ROLE {login}")
-        await server.execute(f"CREATE DATABASE {name}")
+        await execute_alone(server, f"CREATE DATABASE {name}")
         await server.close()
 
 
