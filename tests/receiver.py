@@ -98,15 +98,19 @@ def _slow(call: Call, state: State) -> Answer:
 
 
 def _held(call: Call, state: State) -> Answer:
-    """`/held/100`: whatever comes after the hundredth call is answered when a test says so."""
+    """`/held/100`: whatever comes after the hundredth call is answered when a test says so.
+
+    With `?status=500` it is told so then.
+    """
     if len(state.received) < int(call.part(2)):
         return 200, GOOD
+    status = int(call.query("status", "200"))
 
     def script() -> Script:
         yield state.released
-        yield response(200, b"released", b"Connection: close")
+        yield response(status, b"released", b"Connection: close")
 
-    return 200, script()
+    return status, script()
 
 
 def _hang_head(call: Call, state: State) -> Answer:
@@ -199,6 +203,12 @@ def _release(call: Call, state: State) -> Answer:
     return 200, GOOD
 
 
+def _let_go(call: Call, state: State) -> Answer:
+    state.released.set()
+    state.released = asyncio.Event()
+    return 200, GOOD
+
+
 def _set_secrets(call: Call, state: State) -> Answer:
     state.secrets = json.loads(call.body)
     return 200, GOOD
@@ -223,6 +233,7 @@ ANSWERS: dict[str, Callable[[Call, State], Answer]] = {
     "_count": _count,
     "_reset": _reset,
     "_release": _release,
+    "_let_go": _let_go,
     "_secrets": _set_secrets,
 }
 
@@ -369,6 +380,10 @@ class Receiver:
     def release(self) -> None:
         """Let `/held` answer what it holds, and all that comes."""
         self._ask("POST", "/_release")
+
+    def let_go(self) -> None:
+        """Let `/held` answer what it holds now; it holds what comes after."""
+        self._ask("POST", "/_let_go")
 
     def set_secrets(self, *secrets: str) -> None:
         """Let `/bridge` accept what one of `secrets` signed, and nothing else."""

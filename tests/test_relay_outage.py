@@ -33,8 +33,16 @@ EVENTS = 60
 ROOM = 8
 SETTINGS = RELAY | {"relay_concurrency": ROOM}
 
+DONE = "SELECT count(*) FROM causeway.delivery WHERE state = 'delivered'"
 DONE_OR_CLAIMED = """
 SELECT count(*) FROM causeway.delivery WHERE state = 'delivered' OR claim IS NOT NULL
+"""
+BACKENDS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+RECORD_WAITS = """
+SELECT pid
+FROM pg_locks
+WHERE relation = 'causeway.attempt'::regclass AND NOT granted
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 
 
@@ -78,16 +86,26 @@ async def test_results_wait_while_postgres_is_away_and_no_more_calls_are_made_th
 ) -> None:
     database = Database(own_postgres.owner_url, own_postgres.service_url)
     async with running_service(make_settings(**SETTINGS), database) as running:
-        hook = await add_to(running, receiver.url + "/slow?s=0.6")
+        hook = await add_to(running, f"{receiver.url}/held/{ROOM}")
         await append(running.service.eventlog, EVENTS)
-        await receiver.wait_for(2 * ROOM)  # some are done, as many as there is room are open
+        await receiver.wait_for(
+            2 * ROOM
+        )  # as many as there is room are open, those before are done
+        async with owner_of(own_postgres) as owner:
+            async with asyncio.timeout(WITHIN_S):
+                while await owner.fetchval(DONE) < ROOM:
+                    await asyncio.sleep(0.02)
+            backends = [row["pid"] for row in await owner.fetch(BACKENDS)]
         await asyncio.to_thread(end, own_postgres)
-        called = receiver.count()
-        for _ in range(20):  # longer than a call takes
-            assert sample(running, "relay_in_flight") <= ROOM
-            await asyncio.sleep(0.05)
-        assert receiver.count() <= called + ROOM
-        assert sample(running, "relay_in_flight") > 0  # their results wait
+        await eventually(lambda: not any(map(is_running, backends)))  # after a crash, one by one
+        await asyncio.to_thread(receiver.release)
+        await eventually(
+            lambda: sample(running, "relay_attempts_total", outcome="success") == 2 * ROOM
+        )
+        for _ in range(10):  # longer than it waits between two tries
+            assert sample(running, "relay_in_flight") == ROOM  # their results wait
+            await asyncio.sleep(0.1)
+        assert receiver.count() == 2 * ROOM
         await asyncio.to_thread(own_postgres.start)
         async with owner_of(own_postgres) as owner:
             await until_only_lost_claims_are_left(running, owner, EVENTS)
@@ -104,6 +122,15 @@ async def test_results_wait_while_postgres_is_away_and_no_more_calls_are_made_th
         assert orphans == (0, None)
         await eventually(lambda: sample(running, "relay_in_flight") == 0)
         assert running.fatal == []
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process is there and has not ended, waited for by its parent or not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
 
 
 async def until_only_lost_claims_are_left(running: Running, owner: Connection, events: int) -> None:
@@ -146,18 +173,17 @@ async def test_a_result_that_the_database_refused_for_now_is_written_later_and_o
     start: Start, owner: Connection, receiver: Receiver
 ) -> None:
     running = await start(**SETTINGS)
-    await add_to(running, receiver.url + "/slow?s=0.2")
+    await add_to(running, receiver.url + "/held/0")
     await append(running.service.eventlog, 3)
     await receiver.wait_for(3)
     async with owner.transaction():
         await owner.execute("LOCK TABLE causeway.attempt IN ACCESS EXCLUSIVE MODE")
+        await asyncio.to_thread(receiver.release)
         async with asyncio.timeout(WITHIN_S):
-            while not await owner.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+            while not (waiting := await owner.fetch(RECORD_WAITS)):
                 await asyncio.sleep(0.02)
-        await owner.execute(
-            "SELECT pg_cancel_backend(pid) FROM pg_locks WHERE NOT granted AND pid <> "
-            "pg_backend_pid()"
-        )
+        for row in waiting:
+            await owner.execute("SELECT pg_cancel_backend($1)", row["pid"])
         assert sample(running, "relay_in_flight") == 3
     assert set((await settled(owner, 3)).values()) == {"delivered"}
     assert await owner.fetchval("SELECT count(*) FROM causeway.attempt") == 3
