@@ -301,8 +301,10 @@ async def test_what_comes_into_the_window_after_its_erasure_is_let_go_too(
     tail = running.service.tail
     assert isinstance(tail, Tail)
     read_after, is_held = tail._eventlog.read_after, asyncio.Event()
+    is_late = asyncio.Event()
 
     async def read_late(*arguments: int, **options: int) -> object:
+        is_late.set()
         events = await read_after(*arguments, **options)
         if events and not is_held.is_set():
             is_held.set()
@@ -311,6 +313,7 @@ async def test_what_comes_into_the_window_after_its_erasure_is_let_go_too(
         return events
 
     tail._eventlog.read_after = read_late  # type: ignore[method-assign,assignment]
+    await is_late.wait()  # no read of before is under way
     await log.append(six(), timeout_s=30)
     await eventually(
         lambda: (
@@ -369,6 +372,7 @@ async def test_deleted_users_are_erased_after_the_delay(
                     await asyncio.sleep(0.02)
         finally:
             loop.cancel()
+            await asyncio.wait([loop])  # one at a time may erase
         assert [it.position for it in await read_all(log) if it.is_erased] == GONE
         row = await owner.fetchrow("SELECT reason, erased_by FROM causeway.erasure")
         assert tuple(row or ()) == ("user.deleted", "causeway")

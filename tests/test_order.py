@@ -17,7 +17,7 @@ from service.db import Connection
 from service.event import Event, NewEvent
 from service.eventlog import EventLog
 from tests.bridge import TEST_EVENT, new_event
-from tests.running import ROOT, Database, eventually
+from tests.running import ROOT, START_S, Database, eventually
 from tests.stored import (
     APPEND_LOCK,
     append,
@@ -38,7 +38,7 @@ TESTS = 10
 WRITER = """
 import asyncio, random, sys
 from datetime import UTC, datetime
-from service.db import connect
+from service import db
 from service.event import parse_event
 from service.eventlog import EventLog
 
@@ -52,18 +52,20 @@ async def main(dsn, me, shared, own, tests, batches):
     bodies += [b'{"type":"own","writer":%d,"n":%d}' % (me, n) for n in range(own)]
     bodies += [TEST] * tests
     random.Random(me).shuffle(bodies)
-    connection = await connect(dsn)
-    await connection.execute("SET lock_timeout = '60s'")  # the start waits for the slowest writer
+    db.CONNECT_TIMEOUT_S = float(PATIENCE_S)
+    connection = await db.connect(dsn)
+    # The start waits for the slowest writer.
+    await connection.execute("SET lock_timeout = 0; SET statement_timeout = 0")
     log = EventLog(connection)
     size = -(-len(bodies) // batches)
     for start in range(0, len(bodies), size):
         batch = [parse(body) for body in bodies[start : start + size]]
-        appended = await log.append(batch, timeout_s=30)
+        appended = await log.append(batch, timeout_s=float(PATIENCE_S))
         for event, place in zip(batch, appended, strict=True):
             print(place.position, int(place.is_known), event.digest.hex(), flush=False)
 
 asyncio.run(main(sys.argv[1], *map(int, sys.argv[2:])))
-"""
+""".replace("PATIENCE_S", str(2 * START_S))
 
 
 @dataclass
@@ -135,7 +137,7 @@ async def test_three_processes_append_and_a_tailing_reader_sees_one_dense_order(
                 asyncio.create_task(write(database.service_dsn, writer))
                 for writer in range(WRITERS)
             ]
-            await wait_until_blocked(owner, sessions=WRITERS)
+            await wait_until_blocked(owner, sessions=WRITERS, within_s=START_S)
         told = await asyncio.gather(*writers)
         answers = [answer for writer in told for answer in writer]
         fresh = [answer for answer in answers if not answer.is_known]
