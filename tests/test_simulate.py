@@ -38,7 +38,15 @@ from service.simulate import Answer, Call, Fate, Plan, Report, Simulation, calls
 
 NEW, OLD = "whsec-new", "whsec-old"
 DEADLINE_S = 60.0
-PLAN = Plan("http://127.0.0.1:1", (NEW,), rate=2000.0, count=200, seed=5, retry_base_s=0.01)
+PLAN = Plan(
+    "http://127.0.0.1:1",
+    (NEW,),
+    rate=2000.0,
+    count=200,
+    seed=5,
+    retry_base_s=0.01,
+    timeout_s=DEADLINE_S,
+)
 
 
 RECEIVED = datetime(2026, 11, 23, 17, 4, 5, 123456, tzinfo=UTC)
@@ -115,10 +123,13 @@ def test_the_same_seed_and_clock_give_the_same_bytes() -> None:
 def test_events_are_made_faster_than_they_are_needed() -> None:
     supply = events(0)
     next(supply)  # makes the users
-    started = time.process_time()
-    for _ in islice(supply, 5000):
-        pass
-    assert time.process_time() - started < 1.0
+    took_s = []
+    for _ in range(5):
+        started = time.process_time()
+        for _ in islice(supply, 1000):
+            pass
+        took_s.append(time.process_time() - started)
+    assert 1000 / min(took_s) > PLAN.rate  # the best of them: a busy machine is slow at times
 
 
 def test_the_test_event_is_the_documented_one() -> None:
@@ -220,11 +231,15 @@ Trouble = Callable[[int, bytes], Response | None]
 
 @dataclass(slots=True)
 class Receiver:
-    """The far side: it verifies, knows duplicates, gives positions; `trouble` answers instead."""
+    """The far side: it verifies, knows duplicates, gives positions; `trouble` answers instead.
+
+    No answer is given before `answers_after` tries have come.
+    """
 
     secrets: tuple[str, ...] = (NEW,)
     trouble: Trouble = lambda _number, _body: None
     delay_s: float = 0.0
+    answers_after: int = 0
     log: dict[bytes, int] = field(default_factory=dict)
     tries: list[tuple[float, bytes]] = field(default_factory=list)
     paths: set[str] = field(default_factory=set)
@@ -253,6 +268,8 @@ class Receiver:
         self.matched.append(matched)
         known = {"Causeway-Duplicate": "true"} if body in self.log else {}
         position = self.log.setdefault(body, len(self.log) + 1)
+        while len(self.tries) < self.answers_after:
+            await asyncio.sleep(0.01)
         await asyncio.sleep(self.delay_s)
         return Response(headers={"Causeway-Position": str(position), **known})
 
@@ -262,7 +279,11 @@ async def receiving(receiver: Receiver) -> AsyncIterator[Receiver]:
     """Serve the receiver on a free port."""
     paths = ("/webhooks/bridge", "/webhooks/bridge/{source}")
     app = Starlette(routes=[Route(path, receiver.receive, methods=["POST"]) for path in paths])
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off"))
+    # It keeps a connection longer than a caller does: none is closed under a call.
+    config = uvicorn.Config(
+        app, port=0, log_config=None, lifespan="off", timeout_keep_alive=int(DEADLINE_S)
+    )
+    server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     async with asyncio.timeout(DEADLINE_S):
         while not server.started:
@@ -343,17 +364,22 @@ async def test_503_is_retried_with_growing_waits_until_200() -> None:
 
 
 async def test_an_event_whose_answer_was_late_is_accepted_and_not_twice() -> None:
-    async with receiving(Receiver(delay_s=0.3)) as receiver:
-        plan = replace(PLAN, url=receiver.url, count=1, timeout_s=0.1)
+    async with receiving(Receiver()) as receiver:
+        simulation = Simulation(replace(PLAN, url=receiver.url, count=1, timeout_s=0.2))
 
-        def in_time(number: int, _: bytes) -> Response | None:
-            receiver.delay_s = 0.0 if number > 1 else 0.3
+        def late_once(number: int, _: bytes) -> Response | None:
+            receiver.delay_s = 0.4 if number == 1 else 0.0
+            # Once one has come, the next one has all the time it needs.
+            simulation.plan = replace(simulation.plan, timeout_s=DEADLINE_S)
             return None
 
-        receiver.trouble = in_time
-        report = await simulated(plan)
-    assert (report.accepted, report.duplicates, report.retried) == (1, 0, 1)
-    assert dict(report.answers) == {"200": 1, "no answer": 1}
+        receiver.trouble = late_once
+        async with asyncio.timeout(DEADLINE_S):
+            report = await simulation.run(asyncio.Event())
+    assert (report.accepted, report.duplicates) == (1, 0)
+    # One, unless a busy machine took as long to bring a try to the receiver.
+    assert report.retried >= 1
+    assert dict(report.answers) == {"200": 1, "no answer": report.retried}
     assert len(receiver.log) == 1
 
 
@@ -386,16 +412,17 @@ async def test_a_receiver_that_takes_everything_is_unexpected() -> None:
 
 
 async def test_calls_start_on_time_however_slow_the_answers_are() -> None:
-    async with receiving(Receiver(delay_s=2.0)) as receiver:
+    """None waits for an answer: there is none before the last call has come."""
+    async with receiving(Receiver(answers_after=50)) as receiver:
+        began = time.monotonic()
         await simulated(replace(PLAN, url=receiver.url, rate=100.0, count=50))
     moments = [moment for moment, _ in receiver.tries]
     assert len(moments) == 50
-    # 49 times 10 ms, less if a busy machine made the first ones late; none waited for an answer
-    assert 0.1 < moments[-1] - moments[0] < 2.0
+    assert max(moments) - began >= 0.49  # 49 times 10 ms
 
 
 async def test_no_more_calls_are_open_than_the_plan_allows() -> None:
-    async with receiving(Receiver(delay_s=0.05)) as receiver:
+    async with receiving(Receiver(answers_after=7, delay_s=0.05)) as receiver:
         await simulated(replace(PLAN, url=receiver.url, count=60, connections=7))
     assert receiver.most_open == 7
 
@@ -409,7 +436,7 @@ async def test_a_stopped_run_reports_what_was_done() -> None:
         return Response(status_code=503) if number % 10 == 0 else None
 
     async with receiving(Receiver(trouble=then_stop)) as receiver:
-        plan = replace(PLAN, url=receiver.url, rate=200.0, count=None, retry_base_s=60.0)
+        plan = replace(PLAN, url=receiver.url, rate=200.0, count=None, retry_base_s=600.0)
         report = await simulated(plan, stop)
     assert report.sent == fates(report) == len(receiver.tries) >= 30
     assert report.unfinished == len(receiver.tries) // 10
