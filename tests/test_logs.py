@@ -23,7 +23,15 @@ from service.embedded import EmbeddedPostgres
 from service.logs import JsonFormatter, brief, describe
 from tests.bridge import post
 from tests.raw import webhook_call, webhook_head, wire
-from tests.running import ROOT, WITHIN_S, Process, environment, make_settings, service_process
+from tests.running import (
+    ROOT,
+    START_S,
+    WITHIN_S,
+    Process,
+    environment,
+    make_settings,
+    service_process,
+)
 
 MARK = "zq7x"  # in everything that must not be seen, and in nothing else
 
@@ -69,7 +77,6 @@ def seen() -> Iterator[Seen]:
         CAUSEWAY_ADMIN_TOKEN=ADMIN,
         CAUSEWAY_DATA_DIR=str(folder / "data"),
         CAUSEWAY_LOG_LEVEL="debug",
-        CAUSEWAY_BODY_TIMEOUT_S="2",
         CAUSEWAY_BODY_MAX_BYTES="4096",
         CAUSEWAY_DRAIN_S="0.1",
     )
@@ -98,9 +105,11 @@ async def _live(process: Process, folder: Path, found: Seen) -> None:
     with EmbeddedPostgres.attach(folder / "data") as postgres:
         owner = await asyncpg.connect(postgres.owner_url)
         async with httpx2.AsyncClient(base_url=process.url, event_hooks=hooks) as client:
+            trickling = asyncio.create_task(_trickle(process.url))
             await _webhooks(process, client, folder)
             await _tokens(client, postgres, owner)
             await _errors(process, client, owner)
+            await trickling
             pages = [await client.get(path) for path in ("/metrics", "/readyz", "/livez")]
             found.pages = "".join(page.text for page in pages)
         owner.terminate()  # its server died in between
@@ -123,9 +132,6 @@ async def _webhooks(process: Process, client: httpx2.AsyncClient, folder: Path) 
         await post(url, bad, secrets=(CURRENT,), client=client)
     async with wire(url) as it:  # hangs up
         await it.send(webhook_call(payload("hung-up"))[:-1])
-    async with wire(url) as it:  # trickles
-        await it.send(webhook_head(500, hidden("signature")) + payload("trickle"))
-        assert (await it.answer()).status == 408
     async with wire(url) as it:  # is no HTTP
         await it.send(f"GET /{hidden('url')} \x00\r\nx-{hidden('header')}\r\n\r\n".encode())
         assert await it.reader.read()
@@ -136,6 +142,13 @@ async def _webhooks(process: Process, client: httpx2.AsyncClient, folder: Path) 
         assert (await it.answer()).status == 401
     (folder / "sources" / "other").write_text(f"{hidden('a')},{hidden('b')},{hidden('c')}")
     await _until_logged(process, "source unreadable")
+
+
+async def _trickle(url: str) -> None:
+    """Send half a body, and wait beside the others until the service has had enough of it."""
+    async with wire(url) as it:
+        await it.send(webhook_head(500, hidden("signature")) + payload("trickle"))
+        assert (await it.answer()).status == 408
 
 
 async def _tokens(
@@ -193,23 +206,25 @@ async def _errors(process: Process, client: httpx2.AsyncClient, owner: Connectio
     await owner.execute("ALTER TABLE causeway.elsewhere RENAME TO token")
     # A backend dies in the middle of an append: Postgres says what it was running.
     await owner.execute("SELECT pg_advisory_lock(hashtext('causeway'), hashtext('append_events'))")
-    call = post(process.url, payload("killed"), secrets=(CURRENT,), client=client)
-    waiting = asyncio.create_task(call)
-    os.kill(await _appending(owner), signal.SIGKILL)
-    assert (await waiting).status_code == 503
-    async with asyncio.timeout(WITHIN_S):
+    await _killed(process, client, owner)
+    async with asyncio.timeout(START_S):
         again = payload("again")
         while (await post(process.url, again, secrets=(CURRENT,), client=client)).is_error:
             await asyncio.sleep(0.05)
 
 
-async def _appending(owner: Connection) -> int:
-    """Return the process id of the backend that waits for the append lock."""
+async def _killed(process: Process, client: httpx2.AsyncClient, owner: Connection) -> None:
+    """Kill the backend of an append that waits for the lock; one that gave up is sent again."""
     sql = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'advisory'"
-    async with asyncio.timeout(WITHIN_S):
-        while (pid := await owner.fetchval(sql)) is None:
-            await asyncio.sleep(0.01)
-    return int(pid)
+    body = payload("killed")
+    async with asyncio.timeout(START_S), asyncio.TaskGroup() as group:
+        pid = None
+        while pid is None:
+            call = group.create_task(post(process.url, body, secrets=(CURRENT,), client=client))
+            while (pid := await owner.fetchval(sql)) is None and not call.done():
+                await asyncio.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+        assert (await call).status_code == 503
 
 
 async def _until_logged(process: Process, phrase: str) -> None:
@@ -295,7 +310,7 @@ def test_a_start_that_fails_says_why_and_shows_nothing_hidden(command: str) -> N
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=WITHIN_S,
+        timeout=START_S,
         check=False,
     )
     assert done.returncode == 1
