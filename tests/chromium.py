@@ -1,14 +1,19 @@
 """A headless Chromium, driven by selenium, for tests of the dashboard and its screenshots."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import pytest
-from selenium.common.exceptions import TimeoutException
+from selenium.common.exceptions import (
+    ElementClickInterceptedException,
+    ElementNotInteractableException,
+    StaleElementReferenceException,
+    TimeoutException,
+)
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -25,6 +30,13 @@ OPTIONS = (
     *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
     *("--disable-sync", "--disable-default-apps", "--hide-scrollbars"),
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)
+
+# What an element says that has gone, or that has something before it at the moment.
+CHANGING = (
+    StaleElementReferenceException,
+    ElementClickInterceptedException,
+    ElementNotInteractableException,
 )
 
 
@@ -56,14 +68,11 @@ class Browser:
 
     def click(self, css: str) -> None:
         """Click on the first element that matches."""
-        self.find(css).click()
+        self.wait(lambda: _click(e for e in self.all(css) if e.is_displayed()), css)
 
     def click_text(self, css: str, text: str) -> None:
         """Click on the first element whose text begins so."""
-        found = self.wait(
-            lambda: next((e for e in self.all(css) if e.text.startswith(text)), None), text
-        )
-        found.click()
+        self.wait(lambda: _click(e for e in self.all(css) if e.text.startswith(text)), text)
 
     def type(self, css: str, text: str) -> None:
         """Put a text into a field, in place of what is there."""
@@ -86,7 +95,7 @@ class Browser:
 
     def wait(self, condition: Callable[[], T | None], what: str = "") -> T:
         """Return what `condition` gives once it is true. It may meet a page that is changing."""
-        waiting = WebDriverWait(self.driver, WITHIN_S, 0.05, ignored_exceptions=())
+        waiting = WebDriverWait(self.driver, WITHIN_S, 0.05, ignored_exceptions=CHANGING)
         try:
             found = waiting.until(lambda _: condition())
         except TimeoutException:
@@ -107,6 +116,15 @@ class Browser:
             for message in messages
             if message["method"] == "Network.requestWillBeSent"
         ]
+
+
+def _click(elements: Iterable[WebElement]) -> bool:
+    """Click on the first one, if there is one."""
+    first = next(iter(elements), None)
+    if first is None:
+        return False
+    first.click()
+    return True
 
 
 def _log(driver: Chrome, kind: str) -> list[dict[str, Any]]:

@@ -98,8 +98,8 @@ def test_the_feed_is_filtered(page: Site) -> None:
     browser.open("/dashboard/events")
     browser.type("[name=type]", "payment.*")
     browser.type("[name=item_id]", "31" + Keys.ENTER)
+    browser.wait(lambda: rows(browser) == [str(wanted)])
     browser.sees("live", "#state")
-    assert rows(browser) == [str(wanted)]
     send(process, bridge.body("item.created", item_id=31))
     more = send(process, bridge.body("payment.link.updated", item_id=31))
     browser.wait(lambda: rows(browser) == [str(more), str(wanted)])
@@ -184,7 +184,7 @@ def test_an_items_page_tells_its_last_status_in_words(page: Site) -> None:
     browser.open("/dashboard/items")
     browser.type("[name=q]", "901" + Keys.ENTER)
     browser.sees("wrong credentials", ".status")
-    assert len(rows(browser)) == 3
+    browser.wait(lambda: len(rows(browser)) == 3)
     send(process, bridge.body("item.refreshed", item_id=901, status_code=4711))
     browser.driver.refresh()
     browser.sees("unknown code", ".status")
