@@ -23,6 +23,7 @@ from tests.k8s import K8S, Manifest, one, pod_spec
 from tests.k8s import trial as trial  # fixture
 from tests.running import Database, free_port, make_settings, running_service
 
+PATIENCE_S = 600  # for initdb and three starts and stops
 ENTRYPOINT = """
 set -Eeo pipefail
 mkdir -p "$PGDATA"
@@ -76,6 +77,7 @@ def tried(trial: list[Manifest]) -> Iterator[Tried]:
         (folder / "logins.sh").write_text(script)
         binaries = find_binaries(folder, user)
         env |= {"PATH": f"{binaries}:/usr/bin:/bin", "LC_ALL": "C.UTF-8", "PGHOST": str(folder)}
+        env["PGCTLTIMEOUT"] = str(PATIENCE_S)
         env |= {"LOGINS": str(folder / "logins.sh"), "TEST_PORT": str(port)}
         try:
             as_user(user, ["bash", "-c", ENTRYPOINT], env, folder / "log")
@@ -100,7 +102,7 @@ def as_user(user: SystemUser, command: list[str], env: dict[str, str], log: Path
             cwd="/",
             stdout=output,
             stderr=output,
-            timeout=60,
+            timeout=PATIENCE_S,
             check=False,
             user=user.user,
             group=user.group,

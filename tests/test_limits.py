@@ -140,7 +140,9 @@ def query(wish: Filter) -> str:
 
 
 @hypothesis_settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     limits=limited,
@@ -205,7 +207,8 @@ async def _as_a_consumer(
         "user_uuids": sorted(limits.user_uuids or ()),
     }
     filter_ = {key: values for key, values in fields.items() if values}
-    made = await client.put(f"/consumers/{name}", json={"start": "start", "filter": filter_})
+    wanted_consumer = {"start": "start", "filter": filter_, "lease_s": 600}
+    made = await client.put(f"/consumers/{name}", json=wanted_consumer)
     if made.status_code == 403:
         assert (await client.get(f"/consumers/{name}")).status_code == 404
         return
@@ -241,7 +244,7 @@ async def test_a_consumer_that_is_widened_shows_a_limited_holder_nothing_more(
     limits = Filter(sources=frozenset({"retail"}))
     token = await Tokens(service.settings, owner).create("retail", "stream", limits)
     url = f"{service.url}/consumers/both"
-    narrow = {"start": "start", "filter": {"sources": ["retail"]}, "lease_s": 5}
+    narrow = {"start": "start", "filter": {"sources": ["retail"]}, "lease_s": 600}
     admin = {"authorization": f"Bearer {ADMIN_TOKEN}"}
     async with httpx2.AsyncClient(headers=admin) as client:
         assert (await client.put(url, json=narrow)).status_code == 201
