@@ -207,5 +207,7 @@ async def follow(
                     last_id = reader.last_id
                     if block.is_event:
                         found.append(block)
+                if reader.status != 200:
+                    await asyncio.sleep(0.05)
         except (OSError, Cut, Ended, asyncio.IncompleteReadError):
             await asyncio.sleep(0.05)

@@ -72,7 +72,7 @@ def working(path: Path, urls: list[str], *, shard: str = "0/1", every: int = 1) 
 
 async def taken_over(owner: Owner, condition: Callable[[], object]) -> None:
     """Let every lease run out until `condition()` is true: who lives renews its own."""
-    async with asyncio.timeout(WITHIN_S):
+    async with asyncio.timeout(5 * WITHIN_S):  # for what takes five steps and more
         while not condition():
             await expire(owner)
             await asyncio.sleep(0.2)
