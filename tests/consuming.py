@@ -114,8 +114,21 @@ async def look(url: str, name: str = NAME) -> dict[str, Any]:
 
 
 async def acknowledge(url: str, position: int | str, name: str = NAME, **more: Any) -> int:
-    """Acknowledge `position`, which must be taken; return the place then."""
+    """Acknowledge `position`, which must be taken; return the place then.
+
+    First it must be written down that it was sent: the service waits for that, but not for long.
+    """
+    number = int(str(position).partition(".")[0])
+    shard = int(str(more.get("shard", "0")).partition("/")[0])
+    await sent(url, number, name, shard)
     answer = await call(url, "POST", f"/consumers/{name}/ack", {"position": position} | more)
     assert answer.status_code == 200, answer.text
     place: int = answer.json()["position"]
     return place
+
+
+async def sent(url: str, position: int, name: str = NAME, shard: int = 0) -> None:
+    """Wait until it is written down that the holder was sent `position`."""
+    async with asyncio.timeout(WITHIN_S):
+        while (await look(url, name))["shards"][shard]["sent_position"] < position:
+            await asyncio.sleep(0.02)
