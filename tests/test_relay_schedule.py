@@ -1,41 +1,72 @@
 """The retry schedule under a fake clock, from the first attempt to the last, two days later."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from service.backoff import ATTEMPTS, backoff
 from service.db import Connection
-from service.delivery import OPEN_AFTER
+from service.delivery import OPEN_AFTER, Claimed, Deliveries, Outlook, Room
 from tests.logkeeping import sample
 from tests.receiver import Receiver
 from tests.relaying import RELAY, add_to, append, pass_time, states
 from tests.running import WITHIN_S, Running
 
 Start = Callable[..., Awaitable[Running]]
-SLACK_S = 4.0  # what the test itself takes between two looks at the clock
+FAR_S = 120.0  # from a probe to the retry's own time: the test itself takes less
+ROUNDING_S = 0.01  # durations are kept in milliseconds
 LOOK = """
 SELECT delivery.state, step, attempts, claim IS NULL AS is_recorded,
-    extract(epoch FROM due_at - clock_timestamp())::float8 AS due_in_s,
-    extract(epoch FROM open_until - clock_timestamp())::float8 AS probe_in_s
+    extract(epoch FROM clock_timestamp())::float8 AS now_s,
+    extract(epoch FROM due_at)::float8 AS due_s,
+    extract(epoch FROM open_until)::float8 AS probe_s
 FROM causeway.delivery
 JOIN causeway.webhook USING (webhook_id)
+"""
+LAST = """
+SELECT extract(epoch FROM started_at)::float8 AS began_s,
+    extract(epoch FROM started_at)::float8 + duration_ms / 1000.0::float8 AS ended_s
+FROM causeway.attempt
+ORDER BY number DESC
+LIMIT 1
 """
 
 
 class Clock:
-    """Time that passes by the test's will, and what the relay did in it."""
+    """Time that passes by the test's will, and what the relay did in it.
 
-    def __init__(self, owner: Connection) -> None:
+    However long the test takes, the relay makes one attempt each time that time has passed.
+    """
+
+    def __init__(self, owner: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
         self._owner = owner
         self._passed_s = 0.0
+        self._may_attempt = asyncio.Event()
+        self._may_attempt.set()
         self.attempts = 0
         self.step = 0
         self.times_s: list[float] = []  # of the attempts on the schedule
-        self.pauses_s: list[float] = []  # that the delivery waits after each of them
+        self.shortest_s: list[float] = []  # that the delivery waits after each of them, at least
+        self.longest_s: list[float] = []  # and at the most
         self.probes = 0
+        self.now_s = self.due_s = 0.0
+        self.probe_s: float | None = None
+        claim, may_attempt = Deliveries.claim, self._may_attempt
+
+        async def claim_one(
+            deliveries: Deliveries, rooms: Sequence[Room], **terms: float
+        ) -> tuple[list[Claimed], Mapping[int, Outlook]]:
+            if not may_attempt.is_set():
+                rooms = [replace(room, room=0) for room in rooms]
+            claimed, outlooks = await claim(deliveries, rooms, **terms)
+            if claimed:
+                may_attempt.clear()
+            return claimed, outlooks
+
+        monkeypatch.setattr(Deliveries, "claim", claim_one)
 
     async def attempt(self) -> str:
         """Wait until one more attempt is recorded; return the delivery's state then."""
@@ -47,43 +78,48 @@ class Clock:
                 await asyncio.sleep(0.02)
         assert row["attempts"] == self.attempts + 1
         self.attempts = row["attempts"]
-        self.due_in_s, self.probe_in_s = row["due_in_s"], row["probe_in_s"]
+        self.now_s, self.due_s, self.probe_s = row["now_s"], row["due_s"], row["probe_s"]
         if row["step"] == self.step:
             self.probes += 1
         else:
             assert row["step"] == self.step + 1
             self.step = row["step"]
-            started_s = await self._owner.fetchval(
-                "SELECT extract(epoch FROM max(started_at))::float8 FROM causeway.attempt"
-            )
-            self.times_s.append(started_s + self._passed_s)
-            self.pauses_s.append(self.due_in_s)
+            [last] = await self._owner.fetch(LAST)
+            self.times_s.append(last["began_s"] + self._passed_s)
+            # It was recorded after its end, and before this look.
+            self.shortest_s.append(self.due_s - self.now_s)
+            self.longest_s.append(self.due_s - last["ended_s"])
         state: str = row["state"]
         return state
 
-    async def pass_time(self, seconds: float) -> None:
+    async def pass_until(self, moment_s: float) -> float:
+        """Let time pass up to a moment, and one more attempt be made; return how much it was."""
+        seconds = max(0.0, moment_s - self.now_s)
         self._passed_s += seconds
         await pass_time(self._owner, seconds)
+        self._may_attempt.set()
+        return seconds
 
 
 async def test_a_callback_that_always_fails_is_tried_for_two_days_then_given_up_and_kept(
-    start: Start, owner: Connection
+    start: Start, owner: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Receiver() as receiver:
+        clock = Clock(owner, monkeypatch)
         running = await start(**RELAY)
         hook = await add_to(running, receiver.url + "/status/500")
         await append(running.service.eventlog)
-        clock = Clock(owner)
         while await clock.attempt() == "pending":
-            is_far = clock.due_in_s > (clock.probe_in_s or 0) + 2 * SLACK_S
-            if clock.probe_in_s is not None and is_far:
+            if clock.probe_s is not None and clock.due_s > clock.probe_s + FAR_S:
                 # One probe of the open circuit comes before the retry's own time.
-                left_s, step = clock.due_in_s - clock.probe_in_s, clock.step
-                await clock.pass_time(clock.probe_in_s)
+                due_s, looked_s, step = clock.due_s, clock.now_s, clock.step
+                passed_s = await clock.pass_until(clock.probe_s)
                 assert await clock.attempt() == "pending"
                 assert clock.step == step
-                assert clock.due_in_s == pytest.approx(left_s, abs=SLACK_S)
-            await clock.pass_time(clock.due_in_s)
+                # That stays where it was, but for what the probe took.
+                later_s = clock.due_s - (due_s - passed_s)
+                assert -ROUNDING_S <= later_s <= clock.now_s - looked_s + ROUNDING_S
+            await clock.pass_until(clock.due_s)
         calls = await receiver.wait_for(clock.attempts)
     assert len(clock.times_s) == ATTEMPTS >= 12
     assert clock.probes >= ATTEMPTS - OPEN_AFTER - 1
@@ -92,8 +128,9 @@ async def test_a_callback_that_always_fails_is_tried_for_two_days_then_given_up_
         shortest_s, longest_s = backoff(number), backoff(number, 1.0)
         assert shortest_s is not None
         assert longest_s is not None
-        assert shortest_s - 0.5 <= after_s - before_s <= longest_s + SLACK_S
-        assert shortest_s - SLACK_S <= clock.pauses_s[number - 1] <= longest_s
+        assert after_s - before_s >= shortest_s - ROUNDING_S
+        assert clock.shortest_s[number - 1] <= longest_s
+        assert clock.longest_s[number - 1] >= shortest_s - ROUNDING_S
     numbers = [int(call.headers["causeway-attempt"]) for call in calls]
     assert numbers == list(range(1, clock.attempts + 1))
     assert len({call.headers["webhook-id"] for call in calls}) == 1
