@@ -26,7 +26,7 @@ from tests.conftest import need_program
 from tests.freezing import freezable
 from tests.k8s import ROOT, Manifest, one, pod_spec
 from tests.k8s import trial as trial  # fixture
-from tests.running import SECRET, STREAM_TOKEN, WITHIN_S, Database, free_port
+from tests.running import SECRET, START_S, STREAM_TOKEN, Database, eventually, free_port
 
 VALUES = {
     "bridge-webhook-secret": SECRET,
@@ -114,15 +114,16 @@ async def until(
     container: Manifest, name: str, url: str, popen: "subprocess.Popen[bytes]", log: Path
 ) -> None:
     """Return when a probe succeeds; fail the test if the process ends before."""
-    async with asyncio.timeout(WITHIN_S):
+    async with asyncio.timeout(START_S):
         while not await probe(container, name, url):
             assert popen.poll() is None, log.read_text()[-2000:]
             await asyncio.sleep(0.05)
 
 
-async def call_until_refused(url: str, popen: "subprocess.Popen[bytes]") -> list[int]:
-    """Post event after event, until the process is gone; return the positions of the 200."""
-    positions = []
+async def call_until_refused(
+    url: str, popen: "subprocess.Popen[bytes]", positions: list[int]
+) -> None:
+    """Post event after event, until the process is gone; add the positions of the 200."""
     while popen.poll() is None:
         try:
             answer = await post(url, body())
@@ -131,7 +132,6 @@ async def call_until_refused(url: str, popen: "subprocess.Popen[bytes]") -> list
             continue
         if answer.status_code == 200:
             positions.append(int(answer.headers["causeway-position"]))
-    return positions
 
 
 async def test_the_deployment_runs_as_it_says_and_loses_nothing_when_it_must_go(
@@ -159,19 +159,20 @@ async def test_the_deployment_runs_as_it_says_and_loses_nothing_when_it_must_go(
             assert status(inside)["Uid"] == [str(pod["securityContext"]["runAsUser"])] * 4
             assert status(inside)["CapEff"] == ["0000000000000000"]
             assert " / ro," in Path(f"/proc/{inside}/mounts").read_text().replace(" tmpfs ", " ")
-            calls = asyncio.create_task(call_until_refused(url, popen))
+            positions: list[int] = []
+            calls = asyncio.create_task(call_until_refused(url, popen, positions))
+            await eventually(lambda: positions)
             hook = await asyncio.create_subprocess_exec(
                 *container["lifecycle"]["preStop"]["exec"]["command"]
             )
             assert await hook.wait() == 0
             os.kill(inside, 15)
             grace_s = pod["terminationGracePeriodSeconds"]
-            positions = await asyncio.wait_for(calls, grace_s)
+            await asyncio.wait_for(calls, max(grace_s, START_S))
             assert popen.wait() == 0, log.read_text()[-2000:]
         finally:
             popen.kill()
             popen.wait()
-    assert positions
     rows = await owner.fetch("SELECT position FROM causeway.event ORDER BY position")
     assert set(positions) <= {row["position"] for row in rows}
 
@@ -206,7 +207,7 @@ async def test_each_job_does_what_it_is_for_with_the_login_it_has(
         process = await asyncio.create_subprocess_exec(
             *sandbox(pod, mounts, env, sockets), stdout=PIPE, stderr=STDOUT
         )
-        out, _ = await asyncio.wait_for(process.communicate(), 60)
+        out, _ = await asyncio.wait_for(process.communicate(), START_S)
     assert process.returncode == 0, out.decode()
     assert says in out.decode()
 
