@@ -1,4 +1,4 @@
-"""The service's clock is stepped ten minutes forward and back: times jump, and nothing else does.
+"""The service's clock is stepped an hour forward and back: times jump, and nothing else does.
 
 The database's clock stays right: it decides on leases, tokens and retries.
 """
@@ -33,7 +33,7 @@ from tests.running import (
     service_process,
 )
 
-STEP_S = 600
+STEP_S = 3600  # more than the test itself takes
 STEPS = (STEP_S, -STEP_S, 0)
 EACH = 3
 RELAY = {
@@ -126,7 +126,7 @@ async def _assert_times(process: Process, owner: Owner) -> None:
     now = datetime.now(UTC)
     for number, step in enumerate(STEPS):
         for row in rows[EACH * number : EACH * (number + 1)]:
-            assert abs((row["received_at"] - now).total_seconds() - step) < 60
+            assert abs((row["received_at"] - now).total_seconds() - step) < STEP_S / 3
     watermarks = [row["watermark"] for row in rows]
     assert watermarks == sorted(watermarks)
     for moment in (now - timedelta(seconds=60), now + timedelta(seconds=STEP_S / 2)):
