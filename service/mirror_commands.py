@@ -70,9 +70,7 @@ def rebuild(from_: From = None, yes: Yes = False) -> None:
                 f"the log has positions {bounds.first_position} to {bounds.head_position}"
             )
         async with connected(settings, "causeway mirror rebuild") as connection:
-            stream = MirrorStream(connection, name)
-            await stream.delete()
-            await stream.create(settings, bounds.log_id, first)
+            await MirrorStream(connection, name).remake(settings, bounds.log_id, first)
         return first
 
     first = operate.with_eventlog(settings, work)

@@ -15,6 +15,7 @@ from service.nats import REQUEST_TIMEOUT_S, Connection, Stream, translated
 from service.nats_settings import NatsSettings
 
 DUPLICATES_S = 120
+REMAKES = 10  # the mirror looks once a second
 DESCRIPTION = "Causeway's log "
 _NANOSECONDS = 10**9
 _AWAY = 500  # JetStream's codes from here on: it cannot now
@@ -102,6 +103,20 @@ class MirrorStream:
         except StreamRefused as error:
             if error.code != _NOT_FOUND:
                 raise
+
+    async def remake(self, settings: NatsSettings, log_id: str, first: int) -> None:
+        """Delete the stream, and make it as `create` does, though a mirror that runs makes it too.
+
+        That makes one that begins where the log does, as soon as it finds none.
+        """
+        for left in reversed(range(REMAKES)):
+            await self.delete()
+            try:
+                await self.create(settings, log_id, first)
+                return
+            except StreamRefused:
+                if not left or await self.look() is None:
+                    raise
 
     async def event(self, sequence: int) -> Event | None:
         """Return the event at `sequence`; None if it is gone. Raises NotMirrored."""

@@ -8,8 +8,10 @@ import nats as nats_py
 import orjson
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
+from nats.errors import NoRespondersError
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, DeliverPolicy, StreamConfig
+from nats.js.errors import ServiceUnavailableError
 
 from service.eventlog import EventLog
 from tests.bridge import new_event
@@ -17,6 +19,12 @@ from tests.nats_server import NatsServer
 from tests.running import WITHIN_S, Running, eventually
 
 STREAM = "CAUSEWAY"
+# How long the service waits, in a test, before it takes what it has published for unsure. Whatever
+# else it gives up it begins anew, and counts nothing.
+PATIENT_S = 300
+PATIENCE = (("service.nats", "PING_S"), ("service.publisher", "ACK_TIMEOUT_S"))
+# What a NATS server says, or a client, while a cluster elects.
+ELECTING = (TimeoutError, NoRespondersError, ServiceUnavailableError)
 
 
 @asynccontextmanager
@@ -79,7 +87,7 @@ async def _subscribe(jetstream: JetStreamContext) -> tuple[int, Subscription]:
     config = ConsumerConfig(deliver_policy=DeliverPolicy.ALL)
     async with asyncio.timeout(WITHIN_S):
         while True:
-            with suppress(TimeoutError):  # nats-py's own is one
+            with suppress(*ELECTING):  # nats-py's own TimeoutError is one
                 wanted = (await jetstream.stream_info(STREAM)).state.messages
                 return wanted, await jetstream.subscribe(
                     "bridge.>", stream=STREAM, ordered_consumer=True, config=config

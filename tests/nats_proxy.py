@@ -14,7 +14,8 @@ class Gate:
     """Lets so many messages with `mark` pass, and then holds all that follows.
 
     It holds within the message that is too many, `within` bytes after its mark; if it `drops`, that
-    one message is lost instead, and the next ones pass.
+    one message is lost instead, and the next ones pass. A mark, and what is to be lost, may come in
+    pieces: a piece waits for the next one.
     """
 
     mark: bytes
@@ -23,6 +24,7 @@ class Gate:
     drops: bool = False
     passed: int = 0
     held: bytearray = field(default_factory=bytearray)
+    piece: bytes = b""
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
 
     def take(self, data: bytes) -> bytes:
@@ -30,11 +32,14 @@ class Gate:
         if self.stopped.is_set():
             self.held += data
             return b""
+        data, self.piece = self.piece + data, b""
         at = 0
         while (found := data.find(self.mark, at)) >= 0:
             if self.passed == self.passes and self.drops:
                 following = data.find(self.mark, found + len(self.mark))
-                assert following > 0, "nothing follows what is to be lost"
+                if following < 0:
+                    self.piece = data[found:]
+                    return data[:found]
                 data, self.passes = data[:found] + data[following:], None
                 continue
             if self.passed == self.passes:
@@ -44,7 +49,18 @@ class Gate:
                 return data[:cut]
             self.passed += 1
             at = found + len(self.mark)
+        for size in range(len(self.mark) - 1, 0, -1):
+            if data[at:].endswith(self.mark[:size]):
+                data, self.piece = data[:-size], data[-size:]
+                break
         return data
+
+    def open(self) -> None:
+        """Let all pass from now on; what was held back is lost."""
+        self.passes = None
+        self.piece = b""
+        self.held.clear()
+        self.stopped.clear()
 
 
 @dataclass(slots=True)
@@ -55,6 +71,14 @@ class NatsProxy:
     publishes: Gate
     answers: Gate
     far: list[asyncio.StreamWriter] = field(default_factory=list)
+    near: list[asyncio.StreamWriter] = field(default_factory=list)
+
+    def open(self) -> None:
+        """Hold nothing back any more; whoever is connected has to connect anew."""
+        self.publishes.open()
+        self.answers.open()
+        for writer in (*self.near, *self.far):
+            writer.transport.abort()
 
     @property
     def has_stopped(self) -> bool:
@@ -102,6 +126,7 @@ async def nats_proxy(
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
         proxy.far.append(far_writer)
+        proxy.near.append(writer)
         # The way to NATS stays open after its sender has died: what was held back can still arrive.
         tasks.add(asyncio.create_task(pump(reader, far_writer, gates[0], ends=False)))
         tasks.add(asyncio.create_task(pump(far_reader, writer, gates[1], ends=True)))

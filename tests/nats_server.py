@@ -97,7 +97,7 @@ class NatsServer:
     def last_sequence(self, stream: str) -> int | None:
         """Return a stream's last sequence number, as the server's monitoring says."""
         url = f"http://127.0.0.1:{self.monitor_port}/jsz?streams=true"
-        with urllib.request.urlopen(url, timeout=20) as answer:
+        with urllib.request.urlopen(url, timeout=WITHIN_S) as answer:
             accounts = json.load(answer).get("account_details") or []
         for account in accounts:
             for found in account.get("stream_detail") or []:
