@@ -62,15 +62,13 @@ _numbers = itertools.count(1)
 for _part in ("connect", "read", "write", "pool"):
     setattr(DEFAULT_TIMEOUT_CONFIG, _part, WITHIN_S)
 
-# A busy machine is no bug: examples have no deadline of their own, and may be made slowly. They are
-# the same each time, unless somebody asks for more of them: then each run looks elsewhere.
-_SLOW = [hypothesis.HealthCheck.too_slow]
-hypothesis.settings.register_profile(
-    "causeway", deadline=None, derandomize=True, suppress_health_check=_SLOW
+# A busy machine is no bug: examples have no deadline of their own, and may be slow to make. They
+# are the same each time, unless somebody asks for more of them: then each run looks elsewhere.
+PATIENT = hypothesis.settings(
+    deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
-hypothesis.settings.register_profile(
-    "fuzz", deadline=None, max_examples=20_000, suppress_health_check=_SLOW
-)
+hypothesis.settings.register_profile("causeway", PATIENT, derandomize=True)
+hypothesis.settings.register_profile("fuzz", PATIENT, max_examples=20_000)
 hypothesis.settings.load_profile(os.environ.get("CAUSEWAY_TEST_PROFILE", "causeway"))
 
 

@@ -70,8 +70,8 @@ def make_settings(**overrides: object) -> Settings:
         "shutdown_s": 3.0,
         "poll_s": 0.2,
         "append_timeout_s": 30.0,
-        "head_timeout_s": WITHIN_S,
-        "body_timeout_s": WITHIN_S,
+        "head_timeout_s": 2 * WITHIN_S,
+        "body_timeout_s": 2 * WITHIN_S,
     }
     names = {field_name: name for name, field_name in variables().items()}
     return Settings(**{names[key]: value for key, value in (defaults | overrides).items()})  # type: ignore[arg-type]

@@ -27,7 +27,9 @@ from tests.test_fuzz_pure import bent
 ANSWER_S = 60.0
 GROWTH_MAX_BYTES = 60 * 1024 * 1024
 ONE_SERVICE = settings(
-    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=150,
 )
 PAGES = (
     *("/dashboard", "/dashboard/login", "/dashboard/events", "/dashboard/events/rows"),
@@ -75,7 +77,10 @@ OPERATIONS = sorted({(path, method) for path, method, _ in operations()})
 @pytest.fixture(scope="module")
 def process(postgres: EmbeddedPostgres) -> Iterator[Process]:
     """A service with some events; when all is done it has neither failed nor grown."""
-    with site(postgres, CAUSEWAY_TRUSTED_PROXIES="127.0.0.1") as running:
+    patient = {
+        f"CAUSEWAY_{name}_TIMEOUT_S": str(2 * ANSWER_S) for name in ("APPEND", "HEAD", "BODY")
+    }
+    with site(postgres, CAUSEWAY_TRUSTED_PROXIES="127.0.0.1", **patient) as running:
         with httpx2.Client(base_url=running.url, headers=running.headers) as client:
             for data in SEEDS["event"]:
                 signed = {HEADER: sign(data, (SECRET,))}
@@ -96,6 +101,8 @@ def resident_bytes(process: Process) -> int:
 
 def check(response: httpx2.Response) -> None:
     """An answer is no error of ours; one that refuses has the form of errors, or is a page."""
+    if response.url.path == "/readyz" and response.status_code == 503:
+        return  # a machine that stalls may be just that: not ready
     assert response.status_code < 500, response.text
     kind = response.headers.get("content-type", "")
     if not response.content:

@@ -582,7 +582,7 @@ ENVELOPES = st.fixed_dictionaries(
 @hypothesis_settings(
     max_examples=150,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     payload=st.binary(max_size=200) | ENVELOPES,
