@@ -18,6 +18,12 @@ CALLS = (
 Start = Callable[..., Any]
 
 
+@pytest.fixture(autouse=True)
+def _ready_all_the_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that stalls for seconds is nothing to be told of here."""
+    monkeypatch.setattr("service.app.STALE_READ_S", 600.0)
+
+
 @pytest.mark.parametrize(("method", "path"), CALLS)
 async def test_only_an_admin_token_without_limits_may(
     service: Running, method: str, path: str
