@@ -1,7 +1,7 @@
 """A headless Chromium, driven by selenium, for tests of the dashboard and its screenshots."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,7 +60,7 @@ class Browser:
 
     def find(self, css: str) -> WebElement:
         """Return the first element that matches, once it is shown."""
-        return self.wait(lambda: next((e for e in self.all(css) if e.is_displayed()), None), css)
+        return self.wait(lambda: self._shown(css), css)
 
     def all(self, css: str) -> list[WebElement]:
         """Return all elements that match now."""
@@ -68,17 +68,40 @@ class Browser:
 
     def click(self, css: str) -> None:
         """Click on the first element that matches."""
-        self.wait(lambda: _click(e for e in self.all(css) if e.is_displayed()), css)
+        self._act(lambda: self._shown(css), WebElement.click, css)
 
     def click_text(self, css: str, text: str) -> None:
         """Click on the first element whose text begins so."""
-        self.wait(lambda: _click(e for e in self.all(css) if e.text.startswith(text)), text)
+        self._act(
+            lambda: next((e for e in self.all(css) if e.text.startswith(text)), None),
+            WebElement.click,
+            text,
+        )
 
     def type(self, css: str, text: str) -> None:
         """Put a text into a field, in place of what is there."""
-        field = self.find(css)
-        field.clear()
-        field.send_keys(text)
+
+        def put(field: WebElement) -> None:
+            field.clear()
+            field.send_keys(text)
+
+        self._act(lambda: self._shown(css), put, css)
+
+    def _shown(self, css: str) -> WebElement | None:
+        return next((e for e in self.all(css) if e.is_displayed()), None)
+
+    def _act(
+        self, find: Callable[[], WebElement | None], act: Callable[[WebElement], None], what: str
+    ) -> None:
+        """Do something with an element, once: what is replaced meanwhile was not done."""
+
+        def is_done() -> bool:
+            if (element := find()) is None:
+                return False
+            act(element)
+            return True
+
+        self.wait(is_done, what)
 
     def text(self, css: str = "body") -> str:
         """Return what an element shows; of the whole page if none is named."""
@@ -116,15 +139,6 @@ class Browser:
             for message in messages
             if message["method"] == "Network.requestWillBeSent"
         ]
-
-
-def _click(elements: Iterable[WebElement]) -> bool:
-    """Click on the first one, if there is one."""
-    first = next(iter(elements), None)
-    if first is None:
-        return False
-    first.click()
-    return True
 
 
 def _log(driver: Chrome, kind: str) -> list[dict[str, Any]]:

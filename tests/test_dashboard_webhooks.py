@@ -65,6 +65,18 @@ def make(process: Process, url: str, **wish: Any) -> str:
     return f"/dashboard/webhooks/{made['id']}"
 
 
+def until_settled(process: Process, browser: Browser, place: str) -> None:
+    """Wait until nothing of a webhook is to be sent, or on its way, or not yet written down."""
+    path = f"{API}/{place.rsplit('/', 1)[1]}"
+
+    def is_settled() -> bool:
+        if api(process, "GET", path)["lag_events"]:
+            return False
+        return not api(process, "GET", f"{path}/deliveries?state=pending")["deliveries"]
+
+    browser.wait(is_settled, f"deliveries of {place}")
+
+
 def confirm(browser: Browser) -> None:
     browser.click("dialog[open] button[type=submit]")
     browser.wait(lambda: not browser.all("dialog[open]"))
@@ -142,6 +154,7 @@ def test_a_delivered_event_shows_its_attempt_and_where_it_went(page: Site) -> No
     browser.click("#delivery-rows .pos a")
     browser.sees("it took it", ".tries")
     browser.sees("ok", ".tries .bytes")
+    until_settled(process, browser, place)
     browser.open(f"/dashboard/events/{position}")
     browser.sees("delivered", ".arrivals")
     assert "1 attempt" in browser.text(".arrivals")
@@ -249,6 +262,7 @@ def test_a_range_is_counted_then_replayed_then_one_alone_then_cancelled(page: Si
     place = make(process, f"{receiver.url}/good")
     first, *_, last = [send(process, bridge.body()) for _ in range(4)]
     asyncio.run(receiver.wait_for(4))
+    until_settled(process, browser, place)
     browser.open(place)
     browser.click_text("button", "Replay")
     browser.click("dialog[open] button[type=submit]")
@@ -273,6 +287,7 @@ def test_a_range_is_counted_then_replayed_then_one_alone_then_cancelled(page: Si
     browser.click_text("#counted button", "Send")
     browser.click_text("#replays button", "Cancel")
     browser.sees("cancelled", "#replays")
+    until_settled(process, browser, place)
     calls = receiver.count()
     browser.open(f"{place}/deliveries/{first}")
     browser.click_text("button", "Send again")
@@ -287,7 +302,7 @@ def test_the_deliveries_are_scrolled_back_to_the_first(page: Site) -> None:
     place = make(process, f"{receiver.url}/good")
     positions = [send(process, bridge.body()) for _ in range(60)]
     asyncio.run(receiver.wait_for(60))
-    browser.wait(lambda: not api(process, "GET", f"{API}/{place[20:]}")["lag_events"])
+    until_settled(process, browser, place)
     browser.open(place)
 
     def at_the_end() -> bool:
@@ -295,7 +310,8 @@ def test_the_deliveries_are_scrolled_back_to_the_first(page: Site) -> None:
         return "No more." in browser.text("#delivery-rows")
 
     browser.wait(at_the_end)
-    shown = [row.get_attribute("data-position") for row in browser.all("#delivery-rows tr")[:-1]]
+    rows = "[...document.querySelectorAll('#delivery-rows tr')].slice(0, -1)"
+    shown = browser.run(f"return {rows}.map(row => row.dataset.position)")  # all of one moment
     assert shown == [str(position) for position in reversed(positions)]
 
 
