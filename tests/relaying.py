@@ -23,6 +23,7 @@ RELAY = {
     "relay_allowed_networks": "127.0.0.0/8",
     "relay_timeout_s": 300.0,
 }
+LEASE_S = 3600.0  # of claims by hand: none ends by itself during a test, however slow that is
 # Every moment that the relay waits for.
 _TIMES = {
     "webhook": (
@@ -106,7 +107,7 @@ class Desk:
         *webhooks: Webhook,
         room: int = 10,
         scanned_to: int = 0,
-        lease_s: float = 30.0,
+        lease_s: float = LEASE_S,
         backfill_per_s: float = 1e6,
     ) -> list[Claimed]:
         """Claim for webhooks as they were made or last read; return what was claimed."""
