@@ -42,7 +42,7 @@ async def put(
     *,
     position: int = 0,
     ack_mode: str = "explicit",
-    lease_s: int = 30,
+    lease_s: int = 3600,  # none ends by itself during a test, however slow that is
     filter_: Filter = EVERYTHING,
     is_reset: bool = False,
 ) -> bool:
