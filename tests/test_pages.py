@@ -11,11 +11,13 @@ import pytest
 from cloudevents.core.bindings.http import HTTPMessage, from_http_event
 from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
+from starlette.types import Message, Receive, Scope, Send
 
 from service import pages
+from service.answer import Paced
 from service.auth import Tokens
 from service.event import parse_event
-from service.eventlog import Page
+from service.eventlog import EventLog, Page
 from service.filter import Filter
 from service.pages import Pages
 from tests.bridge import body, new_event
@@ -42,10 +44,15 @@ PRETTY = b'{\r\n  "type": "item.created",\n  "content": {\n\t"balance": 10.10\r 
 
 @pytest.fixture
 async def client(service: Running) -> AsyncIterator[httpx2.AsyncClient]:
-    async with httpx2.AsyncClient(
-        base_url=service.url, headers=service.headers, timeout=20
-    ) as opened:
+    async with httpx2.AsyncClient(base_url=service.url, headers=service.headers) as opened:
         yield opened
+
+
+@pytest.fixture
+def long_wait(monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a long poll asks for whose end by itself would come too soon on a busy machine."""
+    monkeypatch.setattr(pages, "MAX_WAIT_S", 3600)
+    return "wait=3600"
 
 
 def found(answer: httpx2.Response) -> list[int]:
@@ -211,10 +218,11 @@ async def test_the_limits_own_bounds_are_good(service: Running, client: httpx2.A
 
 
 async def test_a_long_poll_answers_as_soon_as_a_match_comes(
-    service: Running, client: httpx2.AsyncClient
+    service: Running, client: httpx2.AsyncClient, long_wait: str
 ) -> None:
     await append_many(service, 2)
-    waiting = asyncio.create_task(client.get("/events?after=2&wait=30&type=user.deleted"))
+    waiting = asyncio.create_task(client.get(f"/events?after=2&{long_wait}&type=user.deleted"))
+    await eventually(lambda: service.service.window._waiters)
     await append(service)  # wakes it, does not match, and must not end the wait
     done, _ = await asyncio.wait([waiting], timeout=0.5)
     assert not done
@@ -234,42 +242,51 @@ async def test_a_long_poll_is_empty_at_its_deadline(
 
 
 async def test_a_long_poll_is_not_held_back_where_there_is_something(
-    service: Running, client: httpx2.AsyncClient
+    service: Running, client: httpx2.AsyncClient, long_wait: str
 ) -> None:
     await append_many(service, 2)
-    answer = await asyncio.wait_for(client.get("/events?after=1&wait=60"), 30)
+    answer = await asyncio.wait_for(client.get(f"/events?after=1&{long_wait}"), WITHIN_S)
     assert found(answer) == [2]
 
 
 async def test_a_long_poll_for_what_is_rare_leaves_the_database_alone(
-    service: Running, client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    service: Running,
+    client: httpx2.AsyncClient,
+    long_wait: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     await append_many(service, 2)
     reads, read_once = 0, Pages._read_once
 
     async def counted(self: Pages, *arguments: Any) -> Page:
         nonlocal reads
-        reads += 1
-        return await read_once(self, *arguments)
+        page = await read_once(self, *arguments)
+        reads += 1  # now: what is appended from here on is not in it
+        return page
 
     monkeypatch.setattr(Pages, "_read_once", counted)
-    waiting = asyncio.create_task(client.get("/events?after=2&wait=30&type=user.deleted"))
+    waiting = asyncio.create_task(client.get(f"/events?after=2&{long_wait}&type=user.deleted"))
     await eventually(lambda: reads == 1)
     for position in range(3, 9):
         await append(service)
         await eventually(lambda at=position: service.service.window.position == at)
     await append(service, new_event("user.deleted"))
-    assert found(await asyncio.wait_for(waiting, 10)) == [9]
+    assert found(await asyncio.wait_for(waiting, WITHIN_S)) == [9]
     assert reads == 2
 
 
 async def test_who_hangs_up_on_a_long_poll_does_not_count_any_more(
-    service: Running, client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    service: Running,
+    client: httpx2.AsyncClient,
+    long_wait: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pages, "OPEN_MAX", 1)
     async with wire(service.url) as waiting:
-        head = f"GET /events?wait=60 HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {STREAM_TOKEN}"
-        await waiting.send(f"{head}\r\n\r\n".encode())
+        head = f"GET /events?{long_wait} HTTP/1.1\r\nHost: test"
+        authorization = f"Authorization: Bearer {STREAM_TOKEN}"
+        await waiting.send(f"{head}\r\n{authorization}\r\n\r\n".encode())
+        await eventually(lambda: service.service.window._waiters)  # before another is counted
         await until_open(client, is_refused=True)
         admin = {"authorization": f"Bearer {ADMIN_TOKEN}"}  # each token has its own calls
         assert (await client.get("/events", headers=admin)).status_code == 200
@@ -283,6 +300,23 @@ async def test_a_client_that_does_not_read_is_cut_and_its_page_let_go(
     service = await start(send_timeout_s=0.3)
     await append(service, new_event(pad="x" * SIZE))
     monkeypatch.setattr(pages, "OPEN_MAX", 1)
+    is_counted, may_be_cut = asyncio.Event(), asyncio.Event()
+
+    class Lenient(Paced):
+        """Gives its client up no sooner than the test allows."""
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            async def leniently(message: Message) -> None:
+                try:
+                    await send(message)
+                except asyncio.CancelledError:
+                    await may_be_cut.wait()
+                    raise
+
+            is_counted.set()
+            await super().__call__(scope, receive, leniently)
+
+    monkeypatch.setattr(pages, "Paced", Lenient)
     request = f"GET {path} HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {STREAM_TOKEN}\r\n\r\n"
     async with (
         httpx2.AsyncClient(base_url=service.url, headers=service.headers) as client,
@@ -290,7 +324,9 @@ async def test_a_client_that_does_not_read_is_cut_and_its_page_let_go(
     ):
         silent.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await silent.send(request.encode())
+        await eventually(is_counted.is_set)
         await until_open(client, is_refused=True)
+        may_be_cut.set()
         await until_open(client, is_refused=False)
         silent.writer.transport.resume_reading()  # type: ignore[attr-defined]
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
@@ -299,7 +335,7 @@ async def test_a_client_that_does_not_read_is_cut_and_its_page_let_go(
 
 async def until_open(client: httpx2.AsyncClient, *, is_refused: bool) -> None:
     """Ask again and again for an empty page until it is refused, or not any more."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WITHIN_S):
         while True:
             answer = await client.get("/events?type=none")
             if answer.status_code == (429 if is_refused else 200):
@@ -345,15 +381,16 @@ async def test_a_long_search_is_answered_with_how_far_it_got(
 
 @pytest.mark.parametrize("query", ["", "&type=user.deleted"])
 async def test_a_long_poll_leads_nobody_over_into_another_history(
-    service: Running, client: httpx2.AsyncClient, owner: Owner, query: str
+    service: Running, client: httpx2.AsyncClient, owner: Owner, long_wait: str, query: str
 ) -> None:
     await append_many(service, 5)
     own_id = await id_of(service, 5)
-    waiting = asyncio.create_task(client.get(f"/events?after={own_id}&wait=20{query}"))
+    waiting = asyncio.create_task(client.get(f"/events?after={own_id}&{long_wait}{query}"))
     await eventually(lambda: service.service.window._waiters)
-    await replace_log(owner, 2)
-    events = [new_event() for _ in range(4)]
-    await service.service.eventlog.append([*events, new_event("user.deleted")], timeout_s=10)
+    events = [*(new_event() for _ in range(4)), new_event("user.deleted")]
+    async with owner.transaction():  # between the two the log would end before the reader's place
+        await replace_log(owner, 2)
+        await EventLog(owner).append(events, timeout_s=WITHIN_S)
     assert refused(await waiting) == (409, "log_diverged")
 
 
