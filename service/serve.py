@@ -11,16 +11,17 @@ import resource
 import socket
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import uvloop
 
-from service.app import LOST_LOOPS, open_service
+from service.app import LOST_LOOPS, Service, open_service
 from service.config import Settings
 from service.embedded import EmbeddedPostgres, default_data_dir
 from service.migrate import migrate
 from service.peers import Peers
-from service.roles import spell
+from service.roles import Role, spell
 from service.server import Server, listen
 from service.supervise import Loop, Supervisor
 from service.workers import Brief, Workers
@@ -30,6 +31,8 @@ log = logging.getLogger("causeway.serve")
 # The window keeps some 100,000 objects that form no cycles; with Python's own thresholds they are
 # walked through again and again: a fifth of the processor time of a webhook.
 GC_THRESHOLDS = (50_000, 20, 100)
+BEGIN_S = 5.0
+LOOK_S = 0.01
 
 
 @dataclass
@@ -103,10 +106,25 @@ async def _serve(
             service.supervisor.start(name, loop, max_failures=LOST_LOOPS)
         server = Server(service, settings)
         fatal.stop = server.stop
+        if Role.STREAM in settings.roles:
+            await _until_begun(service)
         host, port = sock.getsockname()[:2]
         log.info("listening", extra={"host": host, "port": port, "roles": spell(settings.roles)})
         await server.serve(sockets=[sock])
     return 1 if fatal.loops else 0
+
+
+async def _until_begun(service: Service) -> None:
+    """Return once streams can begin; after BEGIN_S in any case, to say what is wrong.
+
+    After a restart browsers are back at once, and their EventSource gives up for ever at a 503.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(BEGIN_S):
+            while True:
+                if service.window.position >= 0:
+                    return
+                await asyncio.sleep(LOOK_S)
 
 
 async def until_input_ends() -> None:

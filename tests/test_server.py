@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from service import serve as serving
+from service.server import Server, listen
 from tests.bridge import body, post
 from tests.logkeeping import Owner
 from tests.raw import wire
@@ -25,6 +27,7 @@ from tests.running import (
     Database,
     Process,
     environment,
+    make_settings,
     service_process,
 )
 
@@ -228,6 +231,25 @@ async def test_the_last_event_reaches_streams_that_are_being_drained(
         assert [event.position for event in found if isinstance(event, Block)] == [1, 1, 1]
         process.popen.send_signal(signal.SIGINT)
         assert await exit_code(process) == 0
+
+
+async def test_nobody_is_let_in_before_streams_can_begin(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A browser's EventSource that is back after a restart gives up for ever at a 503."""
+    positions: list[int] = []
+
+    async def serve(self: Server, sockets: list[socket.socket] | None = None) -> None:
+        del sockets
+        positions.append(self._service.window.position)
+
+    monkeypatch.setattr(Server, "serve", serve)
+    monkeypatch.setattr(serving, "calm_garbage_collector", lambda: None)
+    monkeypatch.setattr(serving, "BEGIN_S", WITHIN_S)
+    settings = make_settings()
+    with listen(settings) as sock:
+        assert await serving._serve(settings, database.service_dsn, sock, {}) == 0
+    assert positions == [0]
 
 
 def test_a_port_in_use_is_one_sentence_that_names_the_setting(
