@@ -73,12 +73,18 @@ class Trusting:
     account: Key
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.nats.CONNECT_TIMEOUT_S", 60)
+
+
 @pytest.fixture
 def trusting(tmp_path: Path) -> Iterator[Trusting]:
     operator, account = Key(OPERATOR), Key(ACCOUNT)
     more = f"""
     operator: {operator.claims(operator, "operator", type="operator")}
     system_account: {account.public}
+    authorization: {{ timeout: 60 }}
     resolver: MEMORY
     resolver_preload: {{
         {account.public}: {operator.claims(account, "ours", type="account", limits=NO_LIMITS)}

@@ -67,7 +67,7 @@ def test_schemathesis_finds_nothing(process: Process, tmp_path: Path, token: str
             *("--exclude-checks", "positive_data_acceptance"),
             *("--max-examples", "8", "--seed", SEED, "--no-color"),
             # How fast data is made says nothing of the service.
-            *("--suppress-health-check", "all"),
+            *("--suppress-health-check", "all", "--request-timeout", "120"),
             *CALLERS[token],
         ],
         env=environment(
@@ -120,7 +120,10 @@ LAST_IDS = st.none() | st.from_regex(r"[ -~]{0,40}", fullmatch=True) | st.intege
     max_examples=200,
     deadline=None,
     derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # one service for all examples
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,  # one service for all examples
+        HealthCheck.too_slow,
+    ],
 )
 def test_a_stream_answers_any_request_as_described(
     process: Process, query: list[tuple[str, str]], last_id: str | None
