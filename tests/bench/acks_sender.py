@@ -12,7 +12,7 @@ import time
 from tests.bench.children import answer, commands
 from tests.running import STREAM_TOKEN
 
-ANSWER_S = 10.0
+ANSWER_S = 60.0
 
 
 class Sender:

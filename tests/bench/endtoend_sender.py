@@ -17,7 +17,7 @@ from tests.running import SECRET
 BODY = '{{"content":{{"item_id":4568477,"user_uuid":"{user}","bench":{n}}},{rest}}}'
 REST = '"timestamp":1612782588323,"type":"item.refreshed"'
 USER = "9a95b38f-f98b-417a-988b-9d0d584893e7"
-LAST_ANSWER_S = 10.0
+LAST_ANSWER_S = 60.0
 
 
 class Sender:

@@ -28,7 +28,7 @@ from tests.bench.readers import Readers, readers
 from tests.running import STREAM_TOKEN, environment
 
 BURST = 50
-SILENCE_S = 30.0
+SILENCE_S = 60.0
 QUIET_S = "600"  # no heartbeat of ours: the others' are rarer
 WARM_STREAMS = 50  # opened before memory is first looked at
 REQUEST = (

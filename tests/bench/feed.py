@@ -17,7 +17,7 @@ from tests.bench.databases import fresh_database
 from tests.bench.effort import Effort
 from tests.bench.figures import Figure, at_most, figure
 from tests.chromium import Browser, chromium
-from tests.running import ADMIN_TOKEN, SECRET, environment, service_process
+from tests.running import ADMIN_TOKEN, SECRET, WITHIN_S, environment, service_process
 
 ROWS_MAX = 200
 USABLE = at_most(100)  # a wait that people feel as none
@@ -54,7 +54,13 @@ async def measure(postgres: EmbeddedPostgres, effort: Effort) -> list[Figure]:
             ):
                 await asyncio.to_thread(_begin, browser)
                 count = round(effort.end_rate * effort.end_s)
-                plan = Plan(process.url, (SECRET,), rate=effort.end_rate, count=count)
+                plan = Plan(
+                    process.url,
+                    (SECRET,),
+                    rate=effort.end_rate,
+                    count=count,
+                    timeout_s=WITHIN_S,
+                )
                 report = await Simulation(plan).run(asyncio.Event())
                 seen = await asyncio.to_thread(_seen, browser)
     if report.accepted != count:
@@ -69,6 +75,7 @@ def _begin(browser: Browser) -> None:
 
 
 def _seen(browser: Browser) -> dict[str, list[float]]:
+    browser.wait(lambda: browser.run("return window.late.length > 0 && window.turns.length > 0"))
     found: dict[str, list[float]] = browser.run(
         "return {turns: window.turns, late: window.late, most: [window.most]}"
     )

@@ -27,7 +27,14 @@ from tests.bench.effort import Effort
 from tests.bench.figures import Figure, figure, percentiles
 from tests.nats_server import nats_server
 from tests.reader import reading
-from tests.running import Database, Process, environment, service_process
+from tests.running import (
+    WITHIN_S,
+    Database,
+    Process,
+    environment,
+    eventually,
+    service_process,
+)
 
 COMMITS = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
 SETTLE_S = 1.5  # a session reports its commits once a second at the most
@@ -96,6 +103,7 @@ class _Bench:
                 times.append([])
                 readers.append(asyncio.create_task(_read(process.url, times[-1])))
             await asyncio.sleep(self._effort.gateway_s * self._effort.rounds)
+            await eventually(lambda: all(len(seconds) > 1 for seconds in times))
             for reader in readers:
                 reader.cancel()
             ended = await asyncio.gather(*readers, return_exceptions=True)
@@ -138,7 +146,7 @@ def _process(database: Database, url: str, folder: Path, role: str, tail: str) -
 
 async def _follows(process: Process, tail: str) -> None:
     """Return once the process follows what it is to follow."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(WITHIN_S):
         while tail == "nats" and '"source":"nats"' not in process.output().replace(" ", ""):
             await asyncio.sleep(0.1)
 

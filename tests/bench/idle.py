@@ -29,13 +29,14 @@ async def measure(postgres: EmbeddedPostgres, effort: Effort) -> list[Figure]:
             at_rest, began = probe.memory_bytes(), time.monotonic()
             await ask_all(listeners, open=each, path="/stream", timed=each)
             connected_s = time.monotonic() - began
-            kilobytes = (probe.memory_bytes() - at_rest) / effort.idle_subscribers / 1000
+            grown = max(0, probe.memory_bytes() - at_rest)  # of a few streams: may be none
+            kilobytes = grown / effort.idle_subscribers / 1000
             await asyncio.sleep(1)
             used, began = probe.processor_s(), time.monotonic()
             await asyncio.sleep(effort.idle_s)
             share = (probe.processor_s() - used) / (time.monotonic() - began)
             done = await ask(offer, rate=RATE, seconds=effort.idle_s + 1.5)
-            await ask_all(listeners, until=await probe.head())
+            await ask_all(listeners, until=await probe.end())
             reports = await ask_all(listeners, report=True)
     heard = [report["delays"] for report in reports]
     expected = done["statuses"]["200"]["count"] * effort.idle_subscribers

@@ -31,7 +31,7 @@ from tests.bench.databases import APPEND_TIMEOUT_S, fresh_database, new_events, 
 from tests.bench.effort import Effort
 from tests.bench.figures import Figure, at_least, figure, percentiles, ratio
 from tests.nats_server import NatsServer, nats_cluster, nats_server
-from tests.running import ROOT, Database, environment
+from tests.running import ROOT, WITHIN_S, Database, environment
 
 STREAM = "CAUSEWAY"
 TARGET = 10_000.0
@@ -127,7 +127,7 @@ async def _prove(nats: NatsServer, head: int) -> None:
     """Read the stream with a plain consumer: each sequence number is its position."""
     async with _reading(nats) as reader:
         for expected in range(1, head + 1):
-            message = await reader.next_msg(timeout=10)
+            message = await reader.next_msg(timeout=WITHIN_S)
             found = (message.metadata.sequence.stream, (message.headers or {})["ce-position"])
             if found != (expected, str(expected)):
                 raise RuntimeError(f"sequence and position are {found}, {expected} was due")
@@ -141,7 +141,7 @@ async def _times(nats: NatsServer, eventlog: EventLog, events: int) -> list[floa
         for event in islice(new_events(seed=time.time_ns()), events):
             await eventlog.append([event], timeout_s=APPEND_TIMEOUT_S)
             committed = time.perf_counter()
-            await reader.next_msg(timeout=10)
+            await reader.next_msg(timeout=WITHIN_S)
             times.append(time.perf_counter() - committed)
             await asyncio.sleep(0.002)
     return times
@@ -149,12 +149,12 @@ async def _times(nats: NatsServer, eventlog: EventLog, events: int) -> list[floa
 
 @asynccontextmanager
 async def _reading(nats: NatsServer, after: int = 0) -> AsyncIterator[Subscription]:
-    client = await nats_py.connect(nats.url)
+    client = await nats_py.connect(nats.url, connect_timeout=round(WITHIN_S))
     config = nats_py.js.api.ConsumerConfig(
         deliver_policy=nats_py.js.api.DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=after + 1
     )
     try:
-        yield await client.jetstream().subscribe(
+        yield await client.jetstream(timeout=WITHIN_S).subscribe(
             "bridge.>", stream=STREAM, ordered_consumer=True, config=config
         )
     finally:

@@ -44,7 +44,7 @@ async def _overload(
             service.probe.forget_peak()
             at_rest = service.probe.memory_bytes()
             during = await _offer(offer, ABOVE * most, effort.overload_s)
-            more_mib = (service.probe.peak_bytes() - at_rest) / MIB
+            more_mib = max(0, service.probe.peak_bytes() - at_rest) / MIB
             after = await _offer(offer, BELOW * most, effort.overload_s)
     sent = [during["sent"] / during["elapsed_s"] / most]
     return [

@@ -15,6 +15,7 @@ from tests.running import Database, Process
 MIB = 2**20
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'causeway'"
+END = "SELECT coalesce(max(position), 0) FROM causeway.event"
 STATEMENTS = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
 
 
@@ -83,6 +84,11 @@ class Probe:
     async def head(self) -> int:
         """Return the newest position that the service knows."""
         return int((await self.metrics())["causeway_log_head_position"])
+
+    async def end(self) -> int:
+        """Return the log's newest position, which the service may not have read yet."""
+        position: int = await self._owner.fetchval(END)
+        return position
 
     def _status(self, name: str) -> int:
         match = re.search(

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 BUFFER_BYTES = 512 * 1024
 TAIL_BYTES = 64  # the end of a stream's last frame: a mark stands in it
-OPEN_S = 30.0
+OPEN_S = 60.0
 
 
 class Readers:

@@ -47,7 +47,7 @@ async def _storm(
             began = time.monotonic()
             seconds, ended, ingest = await _resume(service, offer, listeners, place, effort)
             spent = await service.probe.statements() - statements
-            more_mib = (service.probe.peak_bytes() - at_rest) / MIB
+            more_mib = max(0, service.probe.peak_bytes() - at_rest) / MIB
             usual = quiet["statements"] / quiet["elapsed_s"] * (time.monotonic() - began)
             missed = sum(report["missed"] + report["ended"] for report in ended)
             if missed or len({(r["crc"], r["size"]) for r in ended}) > 1:
@@ -93,7 +93,7 @@ async def _resume(
     service: Loaded, offer: Child, listeners: list[Child], place: str, effort: Effort
 ) -> tuple[float, list[dict[str, Any]], dict[str, Any]]:
     """Let all come back; return the seconds until the last has all, their reports, the ingest."""
-    head = await service.probe.head()
+    head = await service.probe.end()
     each = effort.storm_subscribers // len(listeners)
     offering = asyncio.create_task(
         _offer_until(offer, effort.storm_while_s, over := asyncio.Event())
@@ -104,7 +104,7 @@ async def _resume(
     seconds = max(report["at"] for report in done) - began
     over.set()
     ingest = await offering
-    head = await service.probe.head()
+    head = await service.probe.end()
     await ask_all(listeners, until=head)
     return seconds, await ask_all(listeners, report=True), ingest
 

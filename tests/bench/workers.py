@@ -28,7 +28,7 @@ from tests.bench.ingest import (
     run_wrk,
     write_requests,
 )
-from tests.running import Database, Process, environment, service_process
+from tests.running import WITHIN_S, Database, Process, environment, service_process
 
 CORES_FOR_TWO = 4  # two workers, Postgres, wrk
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -99,7 +99,7 @@ def _service(database: Database, log: Path, count: int) -> Iterator[_Side]:
 
 
 async def _all_listening(process: Process, count: int) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(WITHIN_S):
         while process.output().count('"listening"') < count:
             await asyncio.sleep(0.05)
 
