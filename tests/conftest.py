@@ -8,7 +8,6 @@ import itertools
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
@@ -24,7 +23,14 @@ from service.config import Settings
 from service.db import SESSION
 from service.embedded import EmbeddedPostgres
 from service.migrate import migrate
-from tests.running import WITHIN_S, Database, Running, make_settings, running_service
+from tests.running import (
+    WITHIN_S,
+    Database,
+    Running,
+    execute_alone,
+    make_settings,
+    running_service,
+)
 
 if TYPE_CHECKING:
     from tests.nats_server import NatsServer
@@ -148,8 +154,13 @@ async def _make_template(server: EmbeddedPostgres) -> None:
     connection = await asyncpg.connect(server.owner_url)
     try:
         await connection.execute(f"CREATE DATABASE {TEMPLATE}")
-        await migrate(with_database(server.owner_url, TEMPLATE))
+        with pytest.MonkeyPatch.context() as patience:
+            patience.setattr("service.db.CONNECT_TIMEOUT_S", 60.0)
+            await migrate(with_database(server.owner_url, TEMPLATE))
         await server.allow_service_login()
+        sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1"
+        while await connection.fetchval(sessions, TEMPLATE):  # with one it cannot be cloned
+            await asyncio.sleep(0.01)
     finally:
         await connection.close()
 
@@ -158,19 +169,6 @@ def with_database(url: str, name: str) -> str:
     """Return the DSN of another database on the same server."""
     base, _, query = url.partition("?")
     return f"{base.rpartition('/')[0]}/{name}?{query}"
-
-
-async def execute_alone(connection: "asyncpg.Connection[asyncpg.Record]", sql: str) -> None:
-    """Make or drop a database: Postgres waits no more than 5 s for those who are about to leave."""
-    deadline = time.monotonic() + WITHIN_S
-    while True:
-        try:
-            await connection.execute(sql)
-        except asyncpg.ObjectInUseError:
-            if time.monotonic() > deadline:
-                raise
-        else:
-            return
 
 
 @pytest.fixture
@@ -201,11 +199,14 @@ async def owner(database: Database) -> AsyncIterator["asyncpg.Connection[asyncpg
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine is no outage: connects, locks and steps of a transaction may take longer."""
+    """A busy machine is no outage: whatever Postgres is asked for may take longer."""
     for module in ("db", "migrate"):
         monkeypatch.setattr(f"service.{module}.CONNECT_TIMEOUT_S", 60.0)
     monkeypatch.setattr("service.connection._CONNECT_S", WITHIN_S)
-    monkeypatch.setitem(SESSION, "lock_timeout", "50s")
+    monkeypatch.setattr("service.db.COMMAND_TIMEOUT_S", 160.0)
+    monkeypatch.setattr("service.app.STALE_READ_S", WITHIN_S)
+    for name in ("lock_timeout", "statement_timeout"):
+        monkeypatch.setitem(SESSION, name, "150s")
     # Half of what a test waits for: one that breaks a connection counts on its end.
     monkeypatch.setitem(SESSION, "idle_in_transaction_session_timeout", "30s")
 

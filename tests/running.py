@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import asyncpg
 import httpx2
 
 from service.app import Service, open_service
@@ -60,7 +61,10 @@ class Running:
 
 
 def make_settings(**overrides: object) -> Settings:
-    """Return settings for tests; `overrides` are fields of Settings."""
+    """Return settings for tests; `overrides` are fields of Settings.
+
+    No limit is so short that a busy machine meets it: a test of one sets it.
+    """
     defaults: dict[str, object] = {
         "bridge_webhook_secret": f"{SECRET},{PREVIOUS_SECRET}",
         "stream_token": STREAM_TOKEN,
@@ -69,7 +73,8 @@ def make_settings(**overrides: object) -> Settings:
         "drain_s": 0.2,
         "shutdown_s": 3.0,
         "poll_s": 0.2,
-        "append_timeout_s": 30.0,
+        "append_timeout_s": 150.0,
+        "send_timeout_s": 150.0,
         "head_timeout_s": 2 * WITHIN_S,
         "body_timeout_s": 2 * WITHIN_S,
     }
@@ -162,6 +167,19 @@ def environment(**settings: str) -> dict[str, str]:
         "CAUSEWAY_DRAIN_S": "1",
     }
     return kept | defaults | settings
+
+
+async def execute_alone(connection: "asyncpg.Connection[asyncpg.Record]", sql: str) -> None:
+    """Make or drop a database: Postgres waits no more than 5 s for those who are about to leave."""
+    deadline = time.monotonic() + WITHIN_S
+    while True:
+        try:
+            await connection.execute(sql)
+        except asyncpg.ObjectInUseError:
+            if time.monotonic() > deadline:
+                raise
+        else:
+            return
 
 
 def free_port() -> int:

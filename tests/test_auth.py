@@ -311,9 +311,9 @@ async def test_revoking_ends_open_streams_of_that_token_only(
     await tokens.revoke("mine")
     assert "stream.closing" in await asyncio.wait_for(ended, WITHIN_S)
     assert not any(task.done() for task in others)
-    reason = {"reason": "token"}
-    name = "causeway_stream_closed_total"
-    assert running.service.metrics.registry.get_sample_value(name, reason) == 1
+    value = running.service.metrics.registry.get_sample_value
+    name, reason = "causeway_stream_closed_total", {"reason": "token"}
+    await eventually(lambda: value(name, reason) == 1)
     assert await status(running, "/stream", mine) == 401
     for task in others:
         task.cancel()

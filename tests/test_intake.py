@@ -23,7 +23,7 @@ from service.signature import sign
 from service.sources import Sources
 from tests.bridge import body, new_event, post
 from tests.raw import webhook_call, webhook_head, wire
-from tests.running import SECRET, Database, Running, eventually, make_settings
+from tests.running import SECRET, WITHIN_S, Database, Running, eventually, make_settings
 from tests.test_receive import append_lock, received, sample
 
 Start = Callable[..., Awaitable[Running]]
@@ -260,7 +260,7 @@ async def test_what_follows_a_piece_that_was_put_off_waits_for_it(
 async def test_a_stop_answers_what_was_put_off(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running = await start()
+    running = await start(shutdown_s=WITHIN_S)
     reads: list[Any] = []
     monkeypatch.setattr(running.service.intake, "put_off", reads.append)
     monkeypatch.setattr(running.service.intake, "may_read", lambda: False)
@@ -377,12 +377,15 @@ async def test_what_cannot_be_read_is_refused_as_ever(start: Start, database: Da
 async def test_half_a_call_after_a_refused_one_has_no_more_time_than_any(
     start: Start, database: Database
 ) -> None:
+    time_s = 30.0
     async with (
-        full(start, database, head_timeout_s=0.5) as running,
+        full(start, database, head_timeout_s=time_s) as running,
         wire(running.url) as connection,
     ):
         await connection.send(webhook_call(body()) + b"POST /webhooks/bridge HTTP/1.1\r\nX: ")
         assert (await connection.answer()).status == 503
+        [it] = [it for it in running.server.server_state.connections if it._unread]  # type: ignore[union-attr]
+        it.check(asyncio.get_running_loop().time() + time_s)  # type: ignore[union-attr]
         assert (await connection.answer()).status == 408
         assert await connection.is_closed()
 

@@ -14,7 +14,7 @@ from service.embedded import EmbeddedPostgres
 from service.errors import ConfigError, LogUnavailable, SchemaError
 from service.migrate import Migration, check_schema, migrate, migrations
 from tests.bridge import new_event
-from tests.conftest import execute_alone, with_database
+from tests.conftest import with_database
 from tests.running import Database
 from tests.stored import fill, open_log
 

@@ -15,7 +15,7 @@ from service.errors import LogUnavailable
 from service.metrics import Metrics
 from service.recorder import Recorder
 from service.supervise import Supervisor
-from tests.running import eventually
+from tests.running import WITHIN_S, eventually
 
 
 class Desk:
@@ -58,6 +58,6 @@ async def test_a_result_is_written_although_the_first_try_fails_and_no_other_com
         for position in range(1, 4):
             recorder.begin(1)
             recorder.end(result(position))
-        await eventually(lambda: desk.written == [1, 2, 3], within_s=5)
-        await recorder.flushed(5)
+        await eventually(lambda: desk.written == [1, 2, 3])
+        await recorder.flushed(WITHIN_S)
     assert (settled, recorder.in_flight.total()) == ({1}, 0)

@@ -13,7 +13,7 @@ from service.event import NewEvent, parse_event
 from service.eventlog import EventLog
 from service.migrate import migrate
 from service.payloads import events as bridge_events
-from tests.running import Database, drop_database
+from tests.running import Database, execute_alone
 
 APPEND_TIMEOUT_S = 60.0
 _numbers = itertools.count(1)
@@ -30,7 +30,7 @@ async def fresh_database(postgres: EmbeddedPostgres) -> AsyncIterator[Database]:
         await migrate(database.owner_dsn)
         await postgres.allow_service_login()
         yield database
-        await drop_database(connection, name)
+        await execute_alone(connection, f"DROP DATABASE {name} WITH (FORCE)")
     finally:
         await connection.close()
 
