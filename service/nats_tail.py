@@ -264,11 +264,11 @@ class NatsTail:
             except LogUnavailable as error:
                 log.debug("log's end not looked up", extra={"reason": error.message})
                 continue
-            head = self._tail.head() or 0
-            if self._window.position < head:
-                await asyncio.sleep(LAG_S)
-            if self._window.position < head:
-                raise Lagging(f"the stream brought {self._window.position}, the log has {head}")
+            head, deadline = self._tail.head() or 0, self._clock() + LAG_S
+            while self._window.position < head:  # once it is there, the log is looked at again
+                if self._clock() > deadline:
+                    raise Lagging(f"the stream brought {self._window.position}, the log has {head}")
+                await asyncio.sleep(POLL_S)
 
     # What went wrong
 

@@ -30,7 +30,7 @@ ELECTING = (TimeoutError, NoRespondersError, ServiceUnavailableError)
 @asynccontextmanager
 async def client_of(nats: NatsServer) -> AsyncIterator[Client]:
     """Give a plain client of the server."""
-    client = await nats_py.connect(nats.url)
+    client = await nats_py.connect(nats.url, connect_timeout=round(WITHIN_S))
     try:
         yield client
     finally:

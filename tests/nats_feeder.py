@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
+import pytest
 from nats.errors import Error
 from nats.js.api import StorageType, StreamConfig
 from nats.js.errors import NotFoundError
@@ -21,10 +22,23 @@ from service.listen import Listener
 from service.mirrored import SUBJECTS, message_of, published_headers
 from service.nats import Connection, connected
 from service.nats_settings import NatsSettings
-from tests.running import Database
+from tests.running import WITHIN_S, Database
 
 Spoil = Callable[[Event], Event]
 RETRY_S = 0.05
+
+
+def be_patient(monkeypatch: pytest.MonkeyPatch, *, request_s: float = 20.0) -> None:
+    """Let no lag, silence or late answer of a busy machine be a reason to leave the stream.
+
+    `request_s` is waited in vain for the answer of a server that is gone, or has no leader.
+    """
+    for name in ("nats_tail.LAG_S", "nats_feed.SILENT_S"):
+        monkeypatch.setattr(f"service.{name}", WITHIN_S)
+    for name in ("CONNECT_TIMEOUT_S", "PING_S"):
+        monkeypatch.setattr(f"service.nats.{name}", round(WITHIN_S))
+    for name in ("nats.REQUEST_TIMEOUT_S", "mirror_stream.REQUEST_TIMEOUT_S", "nats_feed.ANSWER_S"):
+        monkeypatch.setattr(f"service.{name}", request_s)
 
 
 class Feeder:
@@ -39,6 +53,7 @@ class Feeder:
         self._going.set()
         self.spoil: Spoil = lambda event: event
         self.position = 0
+        self.has_begun = False
         self._is_new = False
 
     def pause(self) -> None:
@@ -70,8 +85,10 @@ class Feeder:
         await Listener(self._database.service_dsn, lambda _: self._wake.set()).run()
 
     async def _feed(self, eventlog: EventLog, connection: Connection) -> None:
+        await self._going.wait()  # else a publish that found no stream would have it made anew
         self.position = await make_stream(connection, self._settings, self._replicas)
         self._is_new = False
+        self.has_begun = True
         while True:
             await self._going.wait()
             if self._is_new:
@@ -93,7 +110,7 @@ class Feeder:
         headers = published_headers(event, message, self._settings.nats_stream)
         try:
             await connection.jetstream.publish(
-                message.subject, message.body, headers=headers, timeout=30
+                message.subject, message.body, headers=headers, timeout=WITHIN_S
             )
         except Exception as error:  # whatever it was: the next connection looks at the stream
             raise MirrorUnavailable(type(error).__name__) from error

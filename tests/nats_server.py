@@ -89,6 +89,8 @@ class NatsServer:
     def freeze(self) -> None:
         """Let it neither read nor write, with its connections open, until `thaw`."""
         self._signal(signal.SIGSTOP)
+        assert self.popen is not None
+        os.waitpid(self.popen.pid, os.WUNTRACED)  # returns once all its threads have stopped
 
     def thaw(self) -> None:
         """Let it go on."""

@@ -8,13 +8,14 @@ import hashlib
 import re
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from nats.errors import Error as NatsError
 
 from service import mirror as mirror_module
 from service import nats_feed, nats_log, nats_tail
@@ -32,7 +33,14 @@ from service.roles import ALL, spell
 from tests.bridge import USER, new_event
 from tests.certificates import Authority
 from tests.logkeeping import append, append_many, positions, replace_log, sample
-from tests.nats_feeder import Feeder, Spoil, delete_stream, feeding_stream, other_link
+from tests.nats_feeder import (
+    Feeder,
+    Spoil,
+    be_patient,
+    delete_stream,
+    feeding_stream,
+    other_link,
+)
 from tests.nats_server import NatsServer, nats_cluster, nats_server
 from tests.reader import Block, follow, reading
 from tests.running import WITHIN_S, Database, Running, eventually, make_settings, running_service
@@ -61,6 +69,15 @@ class Gateway:
             await eventually(lambda: self.source() == source, within_s=within_s)
         except AssertionError as error:
             raise AssertionError(self.running.service.tail.says()) from error  # type: ignore[attr-defined]
+
+    async def hears(self) -> None:
+        """Return when the tail waits for the stream as the limits of now say."""
+        tail = self.running.service.tail
+        assert isinstance(tail, NatsTail)
+        feed = tail._feed
+        assert feed is not None
+        before = feed.heard_at
+        await eventually(lambda: feed.heard_at > before)  # it has taken that, or does so at once
 
     def fallbacks(self, reason: str) -> float:
         return sample(self.running, "tail_fallbacks_total", reason=reason)
@@ -107,17 +124,14 @@ async def opened(
     database: Database, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Gateway]:
     """A gateway beside the mirror itself."""
-    shorten(monkeypatch)
+    shorten(monkeypatch, request_s=5.0)
     async with mirrored(database, nats.url) as opened:
         yield opened
 
 
-def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
+def shorten(monkeypatch: pytest.MonkeyPatch, *, request_s: float = 20.0) -> None:
     monkeypatch.setattr(nats_tail, "RETURN_S", (0.1, 0.3, 0.5))
-    # Neither lag nor silence of a busy machine is a reason to leave the stream.
-    monkeypatch.setattr(nats_tail, "LAG_S", WITHIN_S)
-    monkeypatch.setattr(nats_feed, "SILENT_S", WITHIN_S)
-    monkeypatch.setattr(nats_feed, "ANSWER_S", 30.0)
+    be_patient(monkeypatch, request_s=request_s)
     monkeypatch.setattr(mirror_module, "RETRY_S", 0.2)
 
 
@@ -128,9 +142,10 @@ async def gateway(database: Database, url: str, **overrides: object) -> AsyncIte
     async with (
         feeding_stream(database, settings) as feeder,
         running_service(make_settings(**overrides), database) as plain,
-        running_service(settings, database) as running,
     ):
-        yield Gateway(running, feeder, plain)
+        await eventually(lambda: feeder.has_begun)  # else the tail falls before it begins
+        async with running_service(settings, database) as running:
+            yield Gateway(running, feeder, plain)
 
 
 @asynccontextmanager
@@ -243,6 +258,8 @@ async def test_postgres_is_followed_while_the_connection_that_hangs_is_being_clo
         async with gateway(database, url, nats_ca=ca) as opened:
             await append(opened.running)
             assert opened.source() == "nats"
+            monkeypatch.setattr(nats_feed, "SILENT_S", 1.5)
+            await opened.hears()
             server.freeze()
             await append(opened.running)
             assert opened.source() == "postgres"
@@ -260,6 +277,7 @@ async def test_a_mirror_that_lags_is_noticed_without_anybody_asking(
         opened.feeder.pause()
         await opened.reach("postgres")
         await grows(position)
+        monkeypatch.setattr(nats_tail, "LAG_S", WITHIN_S)  # however slowly it gets the rest
         opened.feeder.resume()
         await opened.reach("nats")
         await grows(position)
@@ -269,7 +287,7 @@ async def test_a_mirror_that_lags_is_noticed_without_anybody_asking(
 async def test_who_falls_again_and_again_comes_back_more_and_more_slowly(
     opening: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nats_tail, "RETURN_S", (0.1, 60.0))
+    monkeypatch.setattr(nats_tail, "RETURN_S", (0.1, 3600.0))
     opened = await opening()
     opened.feeder.spoil = other_link(1)
     await append(opened.running)
@@ -312,7 +330,7 @@ async def test_a_server_that_lost_its_jetstream_costs_no_event(
     nats.stop()
     nats.config.write_text(config)
     nats.start()
-    await opened.reach("nats", within_s=20)
+    await opened.reach("nats")
     await opened.same(1)
     assert "loop failed" not in caplog.messages
 
@@ -341,7 +359,7 @@ async def test_a_file_to_log_in_with_that_is_lost_is_an_alarm_and_costs_no_event
         await append(running)
         lost.rename(ca)
         nats.start()
-        await opened.reach("nats", within_s=20)
+        await opened.reach("nats")
     assert "loop failed" not in caplog.messages
 
 
@@ -393,16 +411,18 @@ async def test_a_stream_that_lost_its_end_costs_no_event(
         await grows(position)
         nats.stop()
         shutil.copytree(nats.folder / "store", tmp_path / "older")
+        await opened.reach("postgres")
         nats.start()
         nats.wait()
-        await opened.reach("nats", within_s=15)
+        await opened.reach("nats")
         await grows(position)
         nats.kill()
         shutil.rmtree(nats.folder / "store")
         shutil.copytree(tmp_path / "older", nats.folder / "store")
+        await opened.reach("postgres")
         nats.start()
         nats.wait()
-        await opened.reach("nats", within_s=15)
+        await opened.reach("nats")
         await grows(position)
     assert opened.fallbacks("misfit") == 0
 
@@ -414,13 +434,26 @@ def other_body(at: int) -> Spoil:
 
 @pytest.mark.parametrize("spoil", [other_link, other_body])
 async def test_what_is_not_the_logs_is_an_alarm_and_never_served(
-    opening: Open, spoil: Callable[[int], Spoil], caplog: pytest.LogCaptureFixture
+    opening: Open,
+    spoil: Callable[[int], Spoil],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    check_fits, may_return = NatsTail._check_fits, asyncio.Event()
+
+    async def held(tail: NatsTail, stream: Stream) -> None:
+        """Whoever looks at the stream before Postgres has brought more meets the same again."""
+        await may_return.wait()
+        await check_fits(tail, stream)
+
     opened = await opening()
+    monkeypatch.setattr(NatsTail, "_check_fits", held)
     await append_many(opened.running, 3)
     opened.feeder.spoil = spoil(5)
     for _ in range(4):
         await append(opened.running)
+    may_return.set()
+    await opened.reach("nats")
     await opened.same(7)
     assert opened.fallbacks("misfit") == 1
     assert alarms(caplog) == ["position 5 of the stream is not chained to the one before"]
@@ -437,6 +470,21 @@ async def test_another_history_of_the_log_is_the_same_alarm_as_without_nats(
         await replace_log(owner, 3)
         assert await reader.control("closing") == {"reason": "diverged"}
     assert opened.running.service.tail.is_damaged
+
+
+async def test_a_stream_that_lagged_for_a_moment_puts_off_no_look_at_the_log(
+    opening: Open, owner: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nats_tail, "LAG_S", 3600.0)
+    opened = await opening(roles="stream,ingest")  # nobody listens: it looks
+    service = opened.running.service
+    opened.feeder.pause()
+    await opened.plain.service.eventlog.append([new_event() for _ in range(5)], timeout_s=WITHIN_S)
+    await eventually(lambda: service.tail.lag() == 5)
+    opened.feeder.resume()
+    await eventually(lambda: service.window.position == 5)
+    await replace_log(owner, 3)
+    await eventually(lambda: service.tail.is_damaged)
 
 
 async def test_what_comes_again_is_compared_with_what_was_handed_out(opening: Open) -> None:
@@ -494,6 +542,7 @@ async def test_an_erased_event_is_the_tombstone_that_postgres_has(
     monkeypatch: pytest.MonkeyPatch,
     is_deleted: bool,
 ) -> None:
+    be_patient(monkeypatch)
     monkeypatch.setattr(nats_tail, "RETURN_S", (0.5,))
     async with gateway(database, nats.url) as opened:
         other = opened.plain
@@ -505,9 +554,9 @@ async def test_an_erased_event_is_the_tombstone_that_postgres_has(
             await delete_message(opened, 4)
         async with running_service(opened.running.settings, database) as late:
             await eventually(lambda: late.service.window.position == 5)
-            await eventually(
-                lambda: b"causeway.erased" in list(late.service.window.frames_after(0))[3].sse
-            )
+            for running in (late, other):
+                frames = running.service.window.frames_after
+                await eventually(lambda of=frames: b"causeway.erased" in list(of(0))[3].sse)
             blocks = await replace(opened, running=late).same(5)
             assert [block.event == "causeway.erased" for block in blocks].index(True) == 3
             assert sample(late, "tail_source", source="nats") == 1
@@ -544,9 +593,10 @@ async def test_a_message_that_was_dropped_on_its_way_is_missed_and_read_again(
     arrive, count = Feed.arrive, [0]
 
     async def dropping(feed: Feed, message: Any) -> None:
-        """nats-py drops what a slow consumer does not take."""
-        count[0] += 1
-        if count[0] != 40:
+        """nats-py drops what a slow consumer does not take: here an event, and no heartbeat."""
+        is_event = "ce-position" in (message.headers or {})
+        count[0] += is_event
+        if not (is_event and count[0] == 40):
             await arrive(feed, message)
 
     monkeypatch.setattr(Feed, "arrive", dropping)
@@ -630,6 +680,7 @@ async def test_a_reader_below_the_window_reads_the_stream(opening: Open, asked: 
 async def test_readers_below_the_window_share_what_is_fetched(
     opening: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(nats_log, "PROVEN_S", 3600.0)  # whoever comes late finds it as well
     opened = await opening(window_events=10)
     await append_many(opened.running, 600)
     fetched: list[int] = []
@@ -680,11 +731,12 @@ async def test_an_event_that_is_erased_after_it_was_read_is_a_tombstone_before_l
     await opened.same(100)
     assert all(asked)
     await erasures.erase_user(USER, reason="test", by="test")
-    async with asyncio.timeout(10):
-        found: list[Block] = []
-        while not any(block.event == "causeway.erased" for block in found):
-            found.clear()
-            await follow(opened.running.url, found, until=100)
+    for service in (opened.running, opened.plain):  # each keeps its page for a while
+        async with asyncio.timeout(WITHIN_S):
+            found: list[Block] = []
+            while not any(block.event == "causeway.erased" for block in found):
+                found.clear()
+                await follow(service.url, found, until=100)
     await opened.same(100)
 
 
@@ -699,6 +751,7 @@ async def test_below_the_window_what_is_not_the_logs_is_not_read(
     opened = await opening(window_events=10)
     opened.feeder.spoil = spoil
     await append_many(opened.running, 100)
+    await eventually(lambda: opened.feeder.position == 100)
     opened.feeder.spoil = lambda event: event
     await append_many(opened.running, 100)
     await opened.reach("nats")
@@ -752,7 +805,7 @@ async def test_while_it_follows_nats_nobody_listens_and_the_log_is_not_read(
 async def test_a_node_of_three_that_is_killed_under_load_costs_no_event(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shorten(monkeypatch)
+    shorten(monkeypatch, request_s=5.0)
     monkeypatch.setattr(nats_feed, "SILENT_S", 1.5)  # its consumer may go with the leader
     with nats_cluster(tmp_path / "cluster") as servers:
         urls = ",".join(server.url for server in servers)
@@ -769,7 +822,10 @@ async def test_a_node_of_three_that_is_killed_under_load_costs_no_event(
 async def leader_of(opened: Gateway) -> int:
     """Return the number of the server that leads the stream: the worst one to lose."""
     settings = opened.running.settings
-    async with connected(settings, "test") as connection:
-        info = await connection.jetstream.stream_info(settings.nats_stream)
-    assert info.cluster is not None
-    return int(str(info.cluster.leader).removeprefix("n"))
+    async with asyncio.timeout(WITHIN_S), connected(settings, "test") as connection:
+        while True:
+            with suppress(NatsError, TimeoutError):  # one that elects a leader answers nobody
+                info = await connection.jetstream.stream_info(settings.nats_stream)
+                if info.cluster is not None and info.cluster.leader:
+                    return int(info.cluster.leader.removeprefix("n"))
+            await asyncio.sleep(0.05)
