@@ -28,6 +28,7 @@ from tests.k8s import K8S, Manifest, build, of_kind, one, pod_spec, run
 from tests.k8s import production as production  # fixtures
 from tests.logkeeping import sample
 from tests.mirroring import STREAM, fill, until_level
+from tests.nats_feeder import be_patient
 from tests.nats_server import NatsServer, find_server, nats_server
 from tests.reader import Block, follow
 from tests.running import WITHIN_S, Running, eventually, make_settings
@@ -232,7 +233,11 @@ class Guarded:
         tls.load_cert_chain(certificate.chain, certificate.key)
         prefix = f"_INBOX_{user}" if user == "billing" else "_INBOX"
         client = await nats_py.connect(
-            self.url, tls=tls, inbox_prefix=prefix.encode(), error_cb=on_error
+            self.url,
+            tls=tls,
+            inbox_prefix=prefix.encode(),
+            error_cb=on_error,
+            connect_timeout=round(WITHIN_S),
         )
         try:
             yield client
@@ -241,8 +246,11 @@ class Guarded:
 
 
 @pytest.fixture
-def guarded(tmp_path: Path, overlay: list[Manifest]) -> Iterator[Guarded]:
+def guarded(
+    tmp_path: Path, overlay: list[Manifest], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Guarded]:
     """A server that is told what the chart's are told, but for its neighbours and folders."""
+    be_patient(monkeypatch)
     authority = Authority(tmp_path)
     (tmp_path / "ca.pem").write_text(authority.pem())
     certificate = authority.issue("127.0.0.1")
@@ -309,7 +317,7 @@ async def test_an_application_takes_from_its_consumer_and_can_do_nothing_else(
         messages = await consumer.fetch(5, timeout=60)
         assert [message.metadata.sequence.stream for message in messages] == [1, 2, 3, 4, 5]
         for message in messages:
-            await message.ack_sync()
+            await message.ack_sync(timeout=WITHIN_S)
         assert errors == []
         for subject in (
             "bridge.default.item.created.1",

@@ -11,8 +11,9 @@ from service.errors import ConfigError, MirrorUnavailable
 from service.nats import connected
 from tests.certificates import Authority
 from tests.mirroring import assert_mirrored, fill, read_stream, until_level
+from tests.nats_feeder import be_patient
 from tests.nats_server import NatsServer, nats_server
-from tests.running import ADMIN_TOKEN, Running, free_port, make_settings
+from tests.running import ADMIN_TOKEN, WITHIN_S, Running, free_port, make_settings
 from tests.test_receive import Start
 
 PASSWORD = "p-0123456789"
@@ -29,6 +30,11 @@ authorization {{ users: [
 TLS = """
 tls {{ cert_file: "{chain}", key_file: "{key}", ca_file: "{ca}", verify: true }}
 """
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    be_patient(monkeypatch)
 
 
 @pytest.fixture
@@ -71,7 +77,7 @@ async def test_a_token_lets_in(tmp_path: Path) -> None:
 
 
 async def test_where_nobody_listens_it_says_so_at_once() -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WITHIN_S):
         with pytest.raises(MirrorUnavailable, match="NATS cannot answer now"):
             await _connect(make_settings(nats_url=f"nats://127.0.0.1:{free_port()}"))
 
