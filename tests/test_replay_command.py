@@ -16,7 +16,7 @@ from tests.relaying import RELAY
 from tests.running import ROOT, Running, environment, free_port
 
 DEADLINE_S = 90.0
-# Enabled, so that replays go on; with its circuit open, so that nothing is sent.
+# Where it is enabled replays go on; with its circuit open nothing is sent.
 OPEN = "UPDATE causeway.webhook SET open_until = now() + interval '1 hour'"
 
 
@@ -26,11 +26,14 @@ async def service(start: Callable[..., Awaitable[Running]]) -> Running:
     return await start(**RELAY)
 
 
-async def given_up(running: Running, owner: Owner, count: int) -> int:
-    """Make a webhook with deliveries of items 0, 1, 0, 1, ... that were given up."""
+async def given_up(running: Running, owner: Owner, count: int, *, is_disabled: bool = False) -> int:
+    """Make a webhook with deliveries of items 0, 1, 0, 1, ... that were given up.
+
+    If it is disabled its replays stay where they are.
+    """
     await append(running, *(new_event(item_id=n % 2) for n in range(count)))
     async with owner.transaction():
-        hook = await make_webhook(owner, count)
+        hook = await make_webhook(owner, count, is_disabled=is_disabled)
         await owner.execute(OPEN)
         await deliver(owner, hook, "exhausted", *range(1, count + 1))
     return hook
@@ -79,7 +82,7 @@ async def test_one_is_sent_again_at_once(service: Running, owner: Owner) -> None
 
 
 async def test_a_replay_is_left_going_and_cancelled(service: Running, owner: Owner) -> None:
-    hook = await given_up(service, owner, 3)
+    hook = await given_up(service, owner, 3, is_disabled=True)
     begun = await replay(service, str(hook), "--rate", "0.01", "--no-follow")
     assert begun.code == 0
     first, second = begun.out.splitlines()
@@ -116,7 +119,7 @@ async def until_begun(process: asyncio.subprocess.Process) -> None:
 async def test_ctrl_c_leaves_it_going_and_says_how_to_stop_it(
     service: Running, owner: Owner
 ) -> None:
-    hook = await given_up(service, owner, 3)
+    hook = await given_up(service, owner, 3, is_disabled=True)
     async with following(service, hook) as process:
         await until_begun(process)
         process.send_signal(signal.SIGINT)
@@ -128,7 +131,7 @@ async def test_ctrl_c_leaves_it_going_and_says_how_to_stop_it(
 
 
 async def test_whoever_follows_hears_that_it_was_cancelled(service: Running, owner: Owner) -> None:
-    hook = await given_up(service, owner, 3)
+    hook = await given_up(service, owner, 3, is_disabled=True)
     async with following(service, hook) as process:
         await until_begun(process)
         await replay(service, str(hook), "--cancel", "1")
