@@ -14,7 +14,7 @@ one must have been told that it fell behind, and still be there at the end.
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import mean
 from typing import Any
 
@@ -39,6 +39,7 @@ CONNECTIONS = 1000  # enough for the webhooks of a third of a second
 SAMPLES = 60
 ACK_EVERY_S = 0.5
 LOOK_S = 0.2
+RESTING_LOOKS = 4
 GONE_S = 120.0  # until a stream whose client went is gone as well
 TIMED = 5  # streams of each process whose events are timed
 MOST_S = 4.0
@@ -62,7 +63,7 @@ class Seen:
 async def measure(postgres: EmbeddedPostgres, effort: Effort) -> list[Figure]:
     """Return delays, memory, and what was left behind."""
     async with _running(postgres) as service:
-        base = await service.probe.use()
+        base = await _at_rest(service)
         with Receiver() as receiver, service.listening(PROCESSES) as listeners:
             async with _attached(service, receiver, listeners, effort):
                 with service.offering() as closed:
@@ -156,6 +157,19 @@ async def _soak(
     await _caught_up(service, listeners)
     seen.reports = await ask_all(listeners, report=True)
     seen.accepted = seen.offered["statuses"]["200"]["count"]
+
+
+async def _at_rest(service: Loaded) -> Use:
+    """Return what is used once it stays the same: a session that was closed is seen for a while."""
+    use, looks = await service.probe.use(), 0
+    for _ in range(round(GONE_S / LOOK_S)):
+        await asyncio.sleep(LOOK_S)
+        before, use = use, await service.probe.use()
+        is_same = replace(before, memory_bytes=0) == replace(use, memory_bytes=0)
+        looks = looks + 1 if is_same else 0
+        if looks == RESTING_LOOKS:
+            break
+    return use
 
 
 async def _settled(service: Loaded, base: Use) -> Use:
