@@ -165,6 +165,9 @@ def environment(**settings: str) -> dict[str, str]:
         "CAUSEWAY_ADMIN_TOKEN": ADMIN_TOKEN,
         "CAUSEWAY_PORT": str(free_port()),
         "CAUSEWAY_DRAIN_S": "1",
+        "CAUSEWAY_HEAD_TIMEOUT_S": str(WITHIN_S),
+        "CAUSEWAY_BODY_TIMEOUT_S": str(WITHIN_S),
+        "CAUSEWAY_APPEND_TIMEOUT_S": str(WITHIN_S),
     }
     return kept | defaults | settings
 

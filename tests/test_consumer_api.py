@@ -224,7 +224,8 @@ async def test_a_long_list_lets_others_have_their_turn(
 ) -> None:
     for name in ("a", "b", "c"):
         await make(service.url, name)
-    turns, seen = 0, []
+    turns = 0
+    seen: list[int] = []
 
     async def other() -> None:
         nonlocal turns

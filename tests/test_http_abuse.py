@@ -34,6 +34,7 @@ from tests.running import (
     WITHIN_S,
     Process,
     environment,
+    execute_alone,
     service_process,
 )
 
@@ -94,7 +95,7 @@ def halted(process: Process) -> Iterator[None]:
 async def _execute(url: str, statement: str) -> None:
     connection = await asyncpg.connect(url)
     try:
-        await connection.execute(statement)
+        await execute_alone(connection, statement)
     finally:
         await connection.close()
 

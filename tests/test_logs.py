@@ -78,6 +78,7 @@ def seen() -> Iterator[Seen]:
         CAUSEWAY_DATA_DIR=str(folder / "data"),
         CAUSEWAY_LOG_LEVEL="debug",
         CAUSEWAY_BODY_MAX_BYTES="4096",
+        CAUSEWAY_BODY_TIMEOUT_S="10",
         CAUSEWAY_DRAIN_S="0.1",
     )
     found = Seen()

@@ -15,7 +15,7 @@ from service.errors import ConfigError, LogUnavailable, SchemaError
 from service.migrate import Migration, check_schema, migrate, migrations
 from tests.bridge import new_event
 from tests.conftest import with_database
-from tests.running import Database
+from tests.running import Database, execute_alone
 from tests.stored import fill, open_log
 
 NAMES = [step.name for step in migrations()]

@@ -19,7 +19,7 @@ from tests.bridge import new_event
 from tests.conftest import with_database
 from tests.load import under_load
 from tests.partitioned import FIRST_EVENTS, divide, migrate_to, partitions
-from tests.running import WITHIN_S, Database, Running
+from tests.running import WITHIN_S, Database, Running, execute_alone
 from tests.stored import append, fill, open_log, positions, prune, read_all, remove
 
 PLAIN = 5  # the last version whose log is one table
@@ -46,13 +46,13 @@ async def plain(postgres: EmbeddedPostgres) -> AsyncIterator[Database]:
     name = f"plain_{os.getpid()}"
     connection = await asyncpg.connect(postgres.owner_url)
     try:
-        await connection.execute(f"CREATE DATABASE {name}")
+        await execute_alone(connection, f"CREATE DATABASE {name}")
         database = Database(
             with_database(postgres.owner_url, name), with_database(postgres.service_url, name)
         )
         await migrate_to(database.owner_dsn, PLAIN)
         yield database
-        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await execute_alone(connection, f"DROP DATABASE {name} WITH (FORCE)")
     finally:
         await connection.close()
 

@@ -17,7 +17,15 @@ from service.eventlog import EventLog
 from service.migrate import migrate, migrations
 from tests.conftest import REQUIRE_ALL, need_program, with_database
 from tests.load import Load, under_load
-from tests.running import ROOT, STREAM_TOKEN, Database, environment, eventually, service_process
+from tests.running import (
+    ROOT,
+    STREAM_TOKEN,
+    Database,
+    environment,
+    eventually,
+    execute_alone,
+    service_process,
+)
 from tests.stored import open_log, positions, read_all
 
 FIRST_NEW = "sql/migrations/0006_partition_end.sql"  # the largest change of the schema so far
@@ -45,7 +53,7 @@ async def old_database(postgres: EmbeddedPostgres, old_root: Path) -> AsyncItera
     name = f"old_{os.getpid()}"
     connection = await asyncpg.connect(postgres.owner_url)
     try:
-        await connection.execute(f"CREATE DATABASE {name}")
+        await execute_alone(connection, f"CREATE DATABASE {name}")
         database = Database(
             with_database(postgres.owner_url, name), with_database(postgres.service_url, name)
         )
@@ -56,7 +64,7 @@ async def old_database(postgres: EmbeddedPostgres, old_root: Path) -> AsyncItera
         )  # fmt: skip
         assert len(done.stdout.splitlines()) == OLD
         yield database
-        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await execute_alone(connection, f"DROP DATABASE {name} WITH (FORCE)")
     finally:
         await connection.close()
 

@@ -25,7 +25,7 @@ async def fresh_database(postgres: EmbeddedPostgres) -> AsyncIterator[Database]:
     name = f"bench_{next(_numbers)}"
     connection = await asyncpg.connect(postgres.owner_url)
     try:
-        await connection.execute(f"CREATE DATABASE {name}")
+        await execute_alone(connection, f"CREATE DATABASE {name}")
         database = Database(_named(postgres.owner_url, name), _named(postgres.service_url, name))
         await migrate(database.owner_dsn)
         await postgres.allow_service_login()
