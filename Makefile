@@ -38,7 +38,7 @@ serve: $(VENV)/installed ## Run the service on port 8000 with development secret
 	$(BIN)/python -m service serve --migrate
 
 test: $(VENV)/installed-test ## Run all tests (and lint and types, which are tests)
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed-test ## Check style, format, types and careless lines
 	$(BIN)/ruff check service tests
