@@ -32,7 +32,6 @@ from service.system_user import ENVIRONMENT, SystemUser
 log = logging.getLogger("causeway.embedded")
 
 SERVICE = "causeway_service"
-LOGIN_TIMEOUT_S = 60.0
 START_TIMEOUT_S = 300.0  # after a crash, up to 2 GB of WAL are replayed first
 STOP_TIMEOUT_S = 30.0
 # At once for the clients, all is written; then, if that hangs, recovery at the next start.
