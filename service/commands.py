@@ -24,7 +24,7 @@ COMMANDS = {
     "tail": "traffic_commands.tail",
     "consumers": "consumer_commands.app",
     "replay": "replay_commands.replay",
-    "token": "token_commands.app",
+    "token": "token_commands.app",  # nosec B105  # a module, no secret
     "audit": "database_commands.audit",
     "prune": "retention_commands.prune",
     "erase": "retention_commands.erase",

@@ -87,17 +87,7 @@ async def _show(wishes: Wishes, access: Access, stop: asyncio.Event, console: Co
         stop.set()
 
     journeys = Journeys(show)
-    plan = Plan(
-        access.url,
-        (access.secret,),
-        rate=wishes.rate,
-        count=wishes.count,
-        duplicates=wishes.duplicates,
-        forged=wishes.forged,
-        timeout_s=_ANSWER_S,
-        seed=secrets.randbits(32),
-    )
-    simulation = Simulation(plan, on_answer=journeys.answered)
+    simulation = Simulation(_plan(wishes, access), on_answer=journeys.answered)
     ended = asyncio.Event()
     reader = asyncio.create_task(
         until_stopped(ended, _read(access, journeys, simulation)), name="reader"
@@ -119,11 +109,24 @@ async def _show(wishes: Wishes, access: Access, stop: asyncio.Event, console: Co
     return report.is_good and journeys.undelivered == 0
 
 
+def _plan(wishes: Wishes, access: Access) -> Plan:
+    return Plan(
+        access.url,
+        (access.secret,),
+        rate=wishes.rate,
+        count=wishes.count,
+        duplicates=wishes.duplicates,
+        forged=wishes.forged,
+        timeout_s=_ANSWER_S,
+        seed=secrets.randbits(32),
+    )
+
+
 async def _read(access: Access, journeys: Journeys, simulation: Simulation) -> None:
     async with aclosing(subscribe(access.url, access.token, from_start=True)) as events:
         async for event in events:
             journeys.delivered(event, time.time())
-            if not simulation.is_sending(event.data):  # ours may arrive before its answer does
+            if event.data not in simulation.sending:  # ours may arrive before its answer does
                 journeys.finish_outside(event.position)
 
 

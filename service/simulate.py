@@ -22,8 +22,6 @@ from service.latencies import Latencies
 from service.payloads import events
 from service.signature import HEADER, sign
 
-__all__ = ["Answer", "Latencies", "Plan", "Report", "Simulation", "calls", "events"]
-
 OUTSTANDING_MAX = 10_000  # calls without a fate; at so many the sender falls behind its rate
 _KEEPALIVE_S = 2.0  # under what servers keep: a call must not meet a closing connection
 
@@ -169,10 +167,10 @@ class Simulation:
     ) -> None:
         self.plan = plan
         self.fates: Counter[Fate] = Counter()
+        self.sending: set[bytes] = set()  # the bodies of the calls that have no fate yet
         self.retried = 0
         self._answers: Counter[str] = Counter()
         self._latencies = Latencies()
-        self._open: set[bytes] = set()
         self._on_answer, self._on_fate = on_answer, on_fate
         self._outstanding = asyncio.Semaphore(OUTSTANDING_MAX)
         self._connections = asyncio.Semaphore(plan.connections)
@@ -195,10 +193,6 @@ class Simulation:
                 number += 1
         return self._report(time.monotonic() - started)
 
-    def is_sending(self, body: bytes) -> bool:
-        """Tell whether a call with this body has not got its fate yet."""
-        return body in self._open
-
     def _client(self) -> httpx2.AsyncClient:
         most = self.plan.connections
         return httpx2.AsyncClient(
@@ -208,13 +202,13 @@ class Simulation:
         )
 
     async def _deliver(self, client: httpx2.AsyncClient, call: Call, stop: asyncio.Event) -> None:
-        self._open.add(call.body)
+        self.sending.add(call.body)
         try:
             fate = await self._settle(client, call, stop)
             if fate is Fate.ACCEPTED and call.is_sent_again and not stop.is_set():
                 await self._settle(client, replace(call, is_known=True), stop)
         finally:
-            self._open.discard(call.body)
+            self.sending.discard(call.body)
             self._outstanding.release()
 
     async def _settle(self, client: httpx2.AsyncClient, call: Call, stop: asyncio.Event) -> Fate:
@@ -299,9 +293,6 @@ def _secrets(plan: Plan, number: int) -> tuple[str, ...]:
 
 def _forgery(body: bytes, secrets: tuple[str, ...], rng: Random) -> str:
     """Return a header that must be refused: another key, another body, or another scheme."""
-    forgeries = (
-        sign(body, ("forged", *("forged" for _ in secrets[1:]))),
-        sign(body + b" ", secrets),
-        sign(body, secrets).replace("v1=", "v0="),
-    )
-    return rng.choice(forgeries)
+    other_key = sign(body, ("forged", *("forged" for _ in secrets[1:])))
+    other_scheme = sign(body, secrets).replace("v1=", "v0=")
+    return rng.choice((other_key, sign(body + b" ", secrets), other_scheme))

@@ -175,6 +175,8 @@ async def test_a_stalled_way_to_postgres_gets_503_in_time_and_mends_by_itself(
         async with under_load(running.url, senders=SENDERS) as load:
             await eventually(lambda: len(load.accepted) > 100, within_s=START_S)
             with impatient(running, 0.5):
+                patient = running.service.appender._in_flight  # the batch that began before
+                await eventually(lambda: running.service.appender._in_flight is not patient)
                 proxy.stall()
                 await wait_for_ready(running, 503)
                 refused = len(load.refused)

@@ -619,11 +619,11 @@ async def test_a_body_is_being_sent_until_its_call_has_its_fate() -> None:
     seen: list[bool] = []
     simulation = Simulation(
         Plan("http://127.0.0.1:9", ("secret",), rate=1000.0, count=3, retries=0),
-        on_fate=lambda call, _: seen.append(simulation.is_sending(call.body)),
+        on_fate=lambda call, _: seen.append(call.body in simulation.sending),
     )
     report = await simulation.run(asyncio.Event())
     assert (report.given_up, seen) == (3, [True] * 3)
-    assert not simulation._open
+    assert not simulation.sending
 
 
 def test_duplicates_and_refusals_are_nobodys_journey(
