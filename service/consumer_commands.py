@@ -17,6 +17,7 @@ from service.client import (
     put_consumer,
     reset_consumer,
 )
+from service.common_options import LOCAL, StreamToken, Url
 from service.consumer_calls import DEFAULT_ACK_MODE, DEFAULT_LEASE_S
 from service.filter_options import AccountIds, ItemIds, Sources, Types, UserUuids
 
@@ -37,22 +38,14 @@ def _checked(name: str) -> str:
 Name = Annotated[
     str, typer.Argument(callback=_checked, help="The consumer, for example `billing`.")
 ]
-Url = Annotated[str, typer.Option(envvar="CAUSEWAY_URL", help="Where the service is.")]
-Token = Annotated[
-    str,
-    typer.Option(
-        envvar="CAUSEWAY_STREAM_TOKEN", show_default=False, help="A token with the scope `stream`."
-    ),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON, with every field.")]
 Start = Annotated[
     str, typer.Option(help="`now`, `start`, a position, an id (1042.9f3ac01b) or a time.")
 ]
-LOCAL = "http://127.0.0.1:8000"
 
 
 @app.command("list")
-def list_(token: Token, url: Url = LOCAL, as_json: AsJson = False) -> None:
+def list_(token: StreamToken, url: Url = LOCAL, as_json: AsJson = False) -> None:
     """List all consumers: place, lag, holders."""
     consumers = _call(url, token, list_consumers())["consumers"]
     if as_json:
@@ -73,7 +66,7 @@ def list_(token: Token, url: Url = LOCAL, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def show(name: Name, token: Token, url: Url = LOCAL, as_json: AsJson = False) -> None:
+def show(name: Name, token: StreamToken, url: Url = LOCAL, as_json: AsJson = False) -> None:
     """Show one consumer, and who holds each of its shards since when."""
     consumer = _call(url, token, get_consumer(name))
     if as_json:
@@ -91,7 +84,7 @@ def show(name: Name, token: Token, url: Url = LOCAL, as_json: AsJson = False) ->
 @app.command()
 def put(
     name: Name,
-    token: Token,
+    token: StreamToken,
     url: Url = LOCAL,
     start: Start = "now",
     type_: Types = None,
@@ -127,7 +120,7 @@ def put(
 @app.command()
 def reset(
     name: Name,
-    token: Token,
+    token: StreamToken,
     start: Annotated[
         str, typer.Option(help="Where to: `now`, `start`, a position, an id or a time.")
     ],
@@ -142,7 +135,7 @@ def reset(
 
 
 @app.command()
-def delete(name: Name, token: Token, url: Url = LOCAL) -> None:
+def delete(name: Name, token: StreamToken, url: Url = LOCAL) -> None:
     """Forget a consumer and its place; who holds it is cut off."""
     _call(url, token, delete_consumer(name))
     terminal.write_line(f"deleted {name}")

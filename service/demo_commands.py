@@ -7,7 +7,7 @@ from rich.console import Console
 
 from service import demo as demonstration
 from service import terminal
-from service.traffic_options import Count, Rate
+from service.common_options import Count, Rate
 
 
 def demo(

@@ -10,12 +10,12 @@ from rich.console import Console
 from service import terminal
 from service.answers import Unreachable
 from service.client import call, call_sync
+from service.common_options import LOCAL, Url
 from service.consumer_calls import Call
 from service.filter_options import AccountIds, ItemIds, Sources, Types, UserUuids
 from service.wanted import filter_body, filters
 
 LOOK_S = 0.5
-LOCAL = "http://127.0.0.1:8000"
 
 Bound = str | None
 
@@ -30,7 +30,7 @@ def replay(
             help="A token with the scope `admin`.",
         ),
     ],
-    url: Annotated[str, typer.Option(envvar="CAUSEWAY_URL", help="Where the service is.")] = LOCAL,
+    url: Url = LOCAL,
     state: Annotated[
         str,
         typer.Option(help="`exhausted`: what was given up. `all`: whatever matches, needs --from."),

@@ -8,12 +8,10 @@ from rich.console import Console
 
 from service import terminal, traffic
 from service.client import subscribe
+from service.common_options import LOCAL, Count, Rate, StreamToken, Url
 from service.filter_options import AccountIds, ItemIds, Sources, Types, UserUuids
 from service.settings import split_secrets
 from service.simulate import Plan
-from service.traffic_options import Count, Rate
-
-Url = Annotated[str, typer.Option(envvar="CAUSEWAY_URL", help="Where the service is.")]
 
 
 def simulate(
@@ -25,7 +23,7 @@ def simulate(
             help="The webhook's secret; two while it is being changed: new,old.",
         ),
     ],
-    url: Url = "http://127.0.0.1:8000",
+    url: Url = LOCAL,
     source: Annotated[str | None, typer.Option(help="Post to this source's own path.")] = None,
     rate: Rate = 10.0,
     count: Count = None,
@@ -71,15 +69,8 @@ def simulate(
 
 
 def tail(
-    token: Annotated[
-        str,
-        typer.Option(
-            envvar="CAUSEWAY_STREAM_TOKEN",
-            show_default=False,
-            help="A token with the scope `stream`.",
-        ),
-    ],
-    url: Url = "http://127.0.0.1:8000",
+    token: StreamToken,
+    url: Url = LOCAL,
     after: Annotated[str | None, typer.Option(help="Begin after this id (1042.9f3ac01b).")] = None,
     from_start: Annotated[
         bool, typer.Option("--from-start", help="Begin with the first event of the log.")

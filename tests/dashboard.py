@@ -31,8 +31,7 @@ def site(postgres: EmbeddedPostgres, **settings: str) -> Iterator[Process]:
     with runner, tempfile.TemporaryDirectory(prefix="causeway-dashboard-") as folder:
         dsn = runner.run(database.__aenter__()).service_dsn
         try:
-            ours = {"CAUSEWAY_DRAIN_S": "0", "CAUSEWAY_APPEND_TIMEOUT_S": "60"}
-            env = environment(DATABASE_URL=dsn, **(ours | settings))
+            env = environment(DATABASE_URL=dsn, CAUSEWAY_DRAIN_S="0", **settings)
             with service_process(env, Path(folder) / "log") as process:
                 yield process
         finally:

@@ -324,11 +324,7 @@ async def call(
 @pytest.fixture
 async def client(database: Database, tmp_path: Path) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of a real process that has all roles, and one event."""
-    env = environment(
-        DATABASE_URL=database.service_dsn,
-        CAUSEWAY_SECRET_KEY=KEY,
-        CAUSEWAY_APPEND_TIMEOUT_S=str(WITHIN_S),
-    )
+    env = environment(DATABASE_URL=database.service_dsn, CAUSEWAY_SECRET_KEY=KEY)
     with service_process(env, tmp_path / "log") as process:
         assert (await post(process.url, body())).status_code == 200
         async with httpx2.AsyncClient(base_url=process.url, timeout=WITHIN_S) as it:

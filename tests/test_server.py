@@ -160,9 +160,7 @@ async def test_sigterm_is_not_held_up_by_a_stalled_client(start_process: StartPr
 async def test_an_append_in_flight_at_sigterm_still_gets_its_200(
     start_process: StartProcess, owner: Owner
 ) -> None:
-    process = start_process(
-        CAUSEWAY_DRAIN_S="0.2", CAUSEWAY_SHUTDOWN_S="60", CAUSEWAY_APPEND_TIMEOUT_S="60"
-    )
+    process = start_process(CAUSEWAY_DRAIN_S="0.2", CAUSEWAY_SHUTDOWN_S="60")
     await owner.execute("ALTER FUNCTION causeway.append_events SET lock_timeout = '60s'")
     payload = body()
     async with owner.transaction():
