@@ -113,7 +113,7 @@ CASES = (
         "3000m",
         {"namespace": "causeway", "name": "causeway-bridge"},
     ),
-    Case("CausewayBackupOld", ((f"{BACKUP}{PRIMARY}", "600x3000"), (f'{BACKUP}{{namespace="c",pod="causeway-postgres-2"}}', "0x3000")), "2220m", "2240m", {"namespace": "c"}),
+    Case("CausewayBackupOld", ((f"cnpg_collector_up{PRIMARY}", "1x3000"), (f"{BACKUP}{PRIMARY}", "600x3000"), (f'{BACKUP}{{namespace="c",pod="causeway-postgres-2"}}', "0x3000")), "2220m", "2240m", {"namespace": "c"}),
     Case(
         "CausewayArchivingFailing",
         ((f"{ARCHIVER}_failed_time{PRIMARY}", "-1x10 660x60"), (f"{ARCHIVER}_archived_time{PRIMARY}", "1+60x10 601x60"), (f"cnpg_pg_replication_in_recovery{PRIMARY}", "0x70")),
@@ -136,6 +136,7 @@ ALSO = (
     Case("CausewayNotReady", ((f'{READY}{{namespace="c",deployment="causeway"}}', "2x10 0x20"), (UP[0], "0x9 _x21")), "11m", "14m", {"namespace": "c", "deployment": "causeway"}),
     Case("CausewayNoEvents", (UP,), "8m", "12m"),
     Case("CausewayBackupOld", ((f"{BACKUP}{PRIMARY}", "0x3000"),), "2210m", "2230m", {"namespace": "c"}),
+    Case("CausewayBackupOld", ((f"cnpg_collector_up{PRIMARY}", "1x100"),), "58m", "62m", {"namespace": "c"}),
     Case("CausewayArchivingFailing", ((f"{ARCHIVER}_failed_time{PRIMARY}", "1x20"), (f"{ARCHIVER}_archived_time{PRIMARY}", "-1x20")), "8m", "12m", {"namespace": "c", "pod": "causeway-postgres-1"}),
     Case("CausewayAuditMissing", ((f"{AUDIT}_created{{{CRON}}}", "0x16000"),), "12900m", "13100m"),
     Case(
